@@ -1,0 +1,315 @@
+"""What a notebook opens: its parameters, and the place where its results go."""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from IPython.display import HTML, Markdown
+
+from tokenarium.errors import TokenariumError
+from tokenarium.files import replace_directory, write_json, write_whole
+from tokenarium.measure.bootstrap import Interval
+from tokenarium.measure.claims import Judgement, Metric, PaperClaims, judge, load_claims
+from tokenarium.study.parameters import Parameters, find_entry, load_params, project_root, study_parameters
+from tokenarium.study.provenance import peak_memory, provenance
+from tokenarium.study.style import use_style
+
+if TYPE_CHECKING:
+    import torch
+    import xarray as xr
+    from matplotlib.figure import Figure
+
+OUTPUT_VARIABLE = "TOKENARIUM_OUTPUT"  # set by the runner; without it a notebook typed by hand writes to scratch
+
+
+def open_study(
+    slug: str,
+    profile: str | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    root: Path | None = None,
+) -> Study:
+    """Open the study of the paper `slug`, or of a family's arena ("arena/vision").
+
+    profile: smoke, cpu or gpu; None takes the one in params.yaml. overrides: parameter values for this run only.
+    Raises TokenariumError for an unknown slug, profile or parameter, each with the nearest known name.
+    """
+    root = project_root(root)
+    params = load_params(root)
+    return Study(root, params, slug, profile or params["profile"], overrides or {})
+
+
+class Study:
+    """One run of one notebook.
+
+    slug, profile, parameters, seeds, device and dtype say what to run; `metric`, `table`, `figure`, `tensor` and
+    `evaluation` record what came out; `finish` writes all of it, whole, and shows the verdict.
+    """
+
+    def __init__(self, root: Path, params: Mapping[str, Any], slug: str, profile: str, overrides: Mapping[str, Any]):
+        import torch
+
+        self.root, self.slug, self.profile = root, slug, profile
+        section, name = ("arenas", slug.removeprefix("arena/")) if slug.startswith("arena/") else ("papers", slug)
+        self.parameters: Parameters = study_parameters(params, section, name, profile, overrides)
+        self.family: str = find_entry(params, section, name)["family"]
+        self.seeds: list[int] = list(params["seeds"])
+        self.device = torch.device(
+            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        )
+        self.dtype = torch.float32
+        self.claims: PaperClaims | None = None
+        if section == "papers":
+            self.claims = load_claims(root / "notebooks" / self.family / f"{slug}.claims.yaml")
+        self._metrics: dict[str, Metric] = {}
+        self._tables: dict[str, tuple[pd.DataFrame, str]] = {}
+        self._figures: dict[str, tuple[dict[str, bytes], str]] = {}
+        self._tensors: dict[str, tuple[np.ndarray, dict[str, Any]]] = {}
+        self._evaluations: dict[str, np.ndarray] = {}
+        self._overridden = bool(overrides)
+        self._started = time.monotonic()
+        torch.manual_seed(self.seeds[0])
+        np.random.seed(self.seeds[0])  # noqa: NPY002 (what libraries use unasked must be fixed too)
+        use_style()
+        output = os.environ.get(OUTPUT_VARIABLE)
+        self.output = Path(output) if output else root / ".tokenarium" / "by-hand" / slug
+
+    def __repr__(self) -> str:
+        return f"Study({self.slug!r}, profile={self.profile!r}, device={self.device}, seeds={self.seeds})"
+
+    # Recording
+
+    def metric(
+        self,
+        name: str,
+        value: float | Interval,
+        interval: tuple[float, float] | None = None,
+        how: str | None = None,
+        unit: str = "",
+        seeds: Mapping[int, Interval] | None = None,
+    ) -> Metric:
+        """Record a number with its interval.
+
+        value: a number together with `interval` (low, high) and `how` it was made, or an Interval that has all three.
+        seeds: the same measured on every substrate seed. Raises TokenariumError, naming the metric, for NaN, infinity,
+        a number without an interval and a name that is already taken.
+        """
+        if name in self._metrics:
+            raise TokenariumError(f"metric '{name}' is recorded twice: give the second one its own name")
+        if not isinstance(value, Interval):
+            if interval is None or how is None:
+                raise TokenariumError(f"metric '{name}' needs interval=(low, high) and how it was made")
+            try:
+                value = Interval(value, *interval, how=how)
+            except ValueError as error:
+                raise TokenariumError(f"metric '{name}': {error}") from None
+        self._metrics[name] = Metric.of(name, value, unit, seeds)
+        return self._metrics[name]
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """What was recorded so far, by name."""
+        return dict(self._metrics)
+
+    def table(self, name: str, frame: pd.DataFrame, caption: str) -> HTML:
+        """Record a table (tables/<name>.csv) and return it for display."""
+        self._tables[_plain(name)] = (frame.copy(), caption)
+        body = frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
+        return HTML(f"<p><strong>{caption}</strong></p>{body}")
+
+    def figure(self, name: str, figure: Figure, caption: str) -> Figure:
+        """Record a matplotlib figure (figures/<name>.svg and .png) and return it for display."""
+        drawn = {}
+        for kind in ("svg", "png"):
+            buffer = io.BytesIO()
+            metadata = {"Date": None} if kind == "svg" else {"Software": None}
+            figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
+            drawn[kind] = buffer.getvalue()
+        self._figures[_plain(name)] = (drawn, caption)
+        return figure
+
+    def tensor(
+        self,
+        name: str,
+        values: torch.Tensor | np.ndarray,
+        dims: Sequence[str],
+        note: str,
+        unit: str = "",
+        coords: Mapping[str, Sequence[Any]] | None = None,
+    ) -> None:
+        """Record a tensor with named dimensions, to be opened later with `tokenarium.tensors(slug)`.
+
+        dims: one name per axis. note: a sentence on what it is. coords: labels along some of the dimensions.
+        Raises TokenariumError when names and axes do not match.
+        """
+        array = np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values)
+        if array.ndim != len(dims):
+            raise TokenariumError(f"tensor '{name}' has {array.ndim} axes but {len(dims)} names: {', '.join(dims)}")
+        labels = {dim: list(values) for dim, values in (coords or {}).items()}
+        for dim, values_of_dim in labels.items():
+            if dim not in dims or len(values_of_dim) != array.shape[list(dims).index(dim)]:
+                raise TokenariumError(f"tensor '{name}': the labels of '{dim}' do not fit its shape {array.shape}")
+        index = {"dims": list(dims), "note": note, "unit": unit, "coords": labels}
+        self._tensors[_plain(name)] = (np.ascontiguousarray(array), index)
+
+    def evaluation(self, name: str, values: torch.Tensor | np.ndarray) -> None:
+        """Hand per-example results to the family's arena, e.g. "tome/0.6/0" -> logits (images, classes)."""
+        array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
+        self._evaluations[name] = np.ascontiguousarray(array)
+
+    def progress(self, items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
+        """Iterate with a progress bar."""
+        from tqdm.auto import tqdm
+
+        return tqdm(items, desc=label, total=total, mininterval=1.0)
+
+    # Showing
+
+    def show_claims(self) -> Markdown:
+        """The paper's claims with its own figures and the rules fixed in advance, as a table."""
+        rows = ["| claim | statement | the paper's figure | holds if |", "|---|---|---|---|"]
+        for claim in self._need_claims().claims:
+            rule = f"`{claim.holds_if.text}`" if claim.holds_if else f"*not tested here: {claim.not_testable}*"
+            name = f"**{claim.id}**" if claim.headline else claim.id
+            rows.append(" | ".join(("", name, claim.statement, claim.paper_figure or "—", rule, "")).strip())
+        return Markdown("\n".join(rows))
+
+    def show_source(self, *functions: Callable[..., Any]) -> Markdown:
+        """The source of the method's own functions."""
+        sources = "\n\n".join(inspect.getsource(function).rstrip() for function in functions)
+        return Markdown(f"```python\n{sources}\n```")
+
+    def judge(self) -> Judgement:
+        """The verdict on what was recorded so far."""
+        return judge(self._need_claims(), self._metrics, self.profile)
+
+    def finish(self) -> Markdown:
+        """Write everything that was recorded, whole or not at all, and return the verdict for display.
+
+        Run by `tokenarium study` it goes to reports/<slug>; typed by hand, to .tokenarium/by-hand/<slug>.
+        """
+        if not self._metrics:
+            raise TokenariumError(f"{self.slug}: nothing was recorded; call study.metric(...) before study.finish()")
+        staged = self.output.with_name(f".{self.output.name}.partial")
+        shutil.rmtree(staged, ignore_errors=True)
+        self._write(staged)
+        replace_directory(staged, self.output)
+        where = os.path.relpath(self.output, self.root)
+        if self.claims is None:
+            return Markdown(f"{len(self._metrics)} metrics at profile `{self.profile}`, written to `{where}`.")
+        return Markdown(_verdict_text(self.judge()) + f"\n\nWritten to `{where}`.")
+
+    def _write(self, folder: Path) -> None:
+        from safetensors.numpy import save
+
+        numbers = {
+            name: {"value": metric.value, "low": metric.low, "high": metric.high}
+            for name, metric in self._metrics.items()
+        }
+        write_json(folder / "metrics.json", numbers)
+        write_json(
+            folder / "evidence.json",
+            {
+                "slug": self.slug,
+                "family": self.family,
+                "profile": self.profile,
+                "overridden": self._overridden,
+                "seeds": self.seeds,
+                "parameters": self.parameters.to_dict(),
+                "metrics": {name: metric.to_dict() for name, metric in self._metrics.items()},
+                "tables": {name: caption for name, (_, caption) in self._tables.items()},
+                "figures": {name: caption for name, (_, caption) in self._figures.items()},
+                "tensors": {name: index["note"] for name, (_, index) in self._tensors.items()},
+            },
+        )
+        for name, (frame, _) in self._tables.items():
+            with write_whole(folder / "tables" / f"{name}.csv") as file:
+                frame.to_csv(file, index=False, lineterminator="\n", float_format="%.6g")
+        for name, (drawn, _) in self._figures.items():
+            for kind, content in drawn.items():
+                with write_whole(folder / "figures" / f"{name}.{kind}", "wb") as file:
+                    file.write(content)
+        for subfolder in ("tables", "figures"):
+            (folder / subfolder).mkdir(exist_ok=True)
+        with write_whole(folder / "tensors" / "tensors.safetensors", "wb") as file:
+            file.write(save({name: array for name, (array, _) in self._tensors.items()}))
+        write_json(folder / "tensors" / "index.json", {name: index for name, (_, index) in self._tensors.items()})
+        with write_whole(folder / "evaluations" / "results.safetensors", "wb") as file:
+            file.write(save(self._evaluations))
+        write_json(
+            folder / "provenance.json",
+            {
+                **provenance(self.root),
+                "device": str(self.device),
+                "seconds": round(time.monotonic() - self._started, 1),
+                "peak_memory_bytes": peak_memory(),
+                "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            },
+        )
+
+    def _need_claims(self) -> PaperClaims:
+        if self.claims is None:
+            raise TokenariumError(f"{self.slug} is an arena: it has no claims file")
+        return self.claims
+
+
+def tensors(slug: str, root: Path | None = None) -> xr.Dataset:
+    """Tensors of a finished study as an xarray Dataset with named dimensions.
+
+    A dimension that has another length in another tensor carries the tensor's name: `token` becomes `energy.token`.
+    Looks in reports/<slug>, then in the scratch of a notebook run by hand. Raises TokenariumError when neither exists.
+    """
+    import xarray as xr
+    from safetensors.numpy import load_file
+
+    root = project_root(root)
+    for folder in (root / "reports" / slug / "tensors", root / ".tokenarium" / "by-hand" / slug / "tensors"):
+        if (folder / "index.json").is_file():
+            break
+    else:
+        raise TokenariumError(
+            f"no tensors of {slug}: run `dvc repro paper@{slug}`, or `dvc pull` where a remote holds them"
+        )
+    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
+    arrays = load_file(folder / "tensors.safetensors")
+    lengths: dict[str, set[int]] = {}
+    for name, entry in index.items():
+        for dim, length in zip(entry["dims"], arrays[name].shape, strict=True):
+            lengths.setdefault(dim, set()).add(length)
+    variables = {}
+    for name, entry in index.items():
+        own = {dim: dim if len(lengths[dim]) == 1 else f"{name}.{dim}" for dim in entry["dims"]}
+        coords = {own[dim]: labels for dim, labels in entry["coords"].items()}
+        attributes = {"long_name": entry["note"], "units": entry["unit"]}
+        variables[name] = xr.DataArray(arrays[name], dims=list(own.values()), coords=coords, attrs=attributes)
+    return xr.Dataset(variables)
+
+
+def _verdict_text(judgement: Judgement) -> str:
+    """The verdict of one run as Markdown: a line, then a table of the claims with the numbers put in."""
+    lines = [f"## Verdict at profile `{judgement.profile}`: {judgement.verdict}", ""]
+    if judgement.paper.note:
+        lines += [f"> {judgement.paper.note}", ""]
+    lines += ["| claim | outcome | why |", "|---|---|---|"]
+    for result in judgement.claims:
+        why = "; ".join(result.working) or result.reason
+        lines.append(f"| {result.claim.id} | {result.outcome} | {why} |")
+    for gate in judgement.gates:
+        lines.append(f"| gate {gate.gate.id} | {'open' if gate.passed else 'closed'} | {'; '.join(gate.working)} |")
+    return "\n".join(lines)
+
+
+def _plain(name: str) -> str:
+    if not name or not all(character.isalnum() or character in "-_" for character in name):
+        raise TokenariumError(f"'{name}' cannot name a file: use letters, digits, '-' and '_'")
+    return name

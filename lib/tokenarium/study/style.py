@@ -1,0 +1,69 @@
+"""The one look of all figures: sizes, a colour-blind-safe colour per method, intervals, the paper's own figures."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import seaborn as sns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+# Okabe-Ito, then seaborn's colour-blind palette for what comes after.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
+METHOD_COLOURS = {
+    "ToMe": "#0072B2",
+    "PiToMe": "#D55E00",
+    "Token Transforming": "#009E73",
+    "random prune": "#999999",
+    "random merge": "#666666",
+    "CLS top-k": "#E69F00",
+    "EViT": "#CC79A7",
+    "energy prune": "#56B4E9",
+    "inverse energy": "#000000",
+}
+
+
+def use_style() -> None:
+    """Set matplotlib and seaborn to the suite's style; text stays text in svg files."""
+    sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE)
+    mpl.rcParams.update(
+        {
+            "figure.figsize": (7.0, 4.0),
+            "figure.dpi": 100,
+            "savefig.bbox": "tight",
+            "svg.fonttype": "none",
+            "svg.hashsalt": "tokenarium",  # the same figure is the same file
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "legend.frameon": False,
+            "image.cmap": "viridis",
+        }
+    )
+
+
+def colour(method: str) -> str:
+    """One colour per method everywhere; a method without an entry gets a fixed one by its name."""
+    for name in sorted(METHOD_COLOURS, key=len, reverse=True):
+        if method == name or method.startswith(f"{name} "):
+            return METHOD_COLOURS[name]
+    return PALETTE[hashlib.sha256(method.encode()).digest()[0] % len(PALETTE)]
+
+
+def interval_line(
+    axes: Axes,
+    x: Sequence[float],
+    value: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+    label: str,
+    **style: object,
+) -> None:
+    """A line through `value` with its interval as a band, in the colour of the method that `label` names."""
+    style = {"color": colour(label), "marker": "o", "markersize": 4} | style
+    axes.plot(x, value, label=label, **style)
+    axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
