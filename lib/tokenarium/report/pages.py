@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import pandas as pd
 
+from tokenarium.errors import TokenariumError
 from tokenarium.files import replace_directory, write_whole
-from tokenarium.report.verdicts import load_evidence, load_verdicts
+from tokenarium.markdown import cell
+from tokenarium.report.verdicts import load_evidence, load_verdicts, read_record, stage_of
+from tokenarium.study.tables import with_intervals
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.PackageLoader("tokenarium.report", "."),
@@ -21,6 +23,7 @@ _TEMPLATES = jinja2.Environment(
     undefined=jinja2.StrictUndefined,
 )
 _TEMPLATES.filters["number"] = lambda value: f"{value:.4g}"
+_TEMPLATES.filters["cell"] = cell
 _TEMPLATES.filters["page"] = lambda slug: slug.replace("/", "-")
 
 
@@ -44,21 +47,29 @@ def write_report(root: Path) -> list[Path]:
     shutil.copy2(Path(__file__).with_name("site.css"), staged / "site.css")
     for record in records:
         figures = root / "reports" / record["slug"] / "figures"
-        shutil.copytree(figures, staged / "figures" / record["slug"].replace("/", "-"))
+        if record["results"]["figures"]:
+            shutil.copytree(figures, staged / "figures" / record["slug"].replace("/", "-"))
     replace_directory(staged, site)
     return [readme, site / "index.html"]
 
 
 def _results(root: Path, slug: str) -> dict[str, Any]:
-    """Captions, tables and provenance of one study, as the templates show them."""
+    """Captions, tables and provenance of one study, as the templates show them.
+
+    Raises TokenariumError when one of its files is missing or damaged.
+    """
     folder = root / "reports" / slug
     evidence = load_evidence(root, slug)
+    mend = f"run `dvc repro {stage_of(slug)}`"
+    files = [folder / "tables" / f"{name}.csv" for name in evidence["tables"]]
+    files += [folder / "figures" / f"{name}.svg" for name in evidence["figures"]]
+    if lost := [path for path in files if not path.is_file()]:
+        raise TokenariumError(f"{lost[0]} is missing: restore it from git, or {mend}")
     tables = []
     for name, caption in evidence["tables"].items():
-        with open(folder / "tables" / f"{name}.csv", encoding="utf-8", newline="") as file:
-            head, *rows = csv.reader(file)
-        tables.append({"name": name, "caption": caption, "head": head, "rows": rows})
-    provenance = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        frame = with_intervals(pd.read_csv(folder / "tables" / f"{name}.csv"))
+        tables.append({"name": name, "caption": caption, "head": list(frame), "rows": frame.to_numpy().tolist()})
+    provenance = read_record(folder / "provenance.json", ("packages",), mend)
     return {
         "tables": tables,
         "figures": evidence["figures"],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from tokenarium.errors import TokenariumError
-from tokenarium.report.verdicts import load_verdicts
+from tokenarium.report.verdicts import VERDICT_KEYS, load_verdicts, read_record
 
 COLOURS = {
     "reproduced": "green",
@@ -27,9 +26,9 @@ def show_paper(tree: Path, slug: str, console: Console | None = None) -> None:
     path = tree / "verdicts" / f"{slug}.json"
     if not path.is_file():
         raise TokenariumError(f"{slug} has no verdict yet: run `make repro PAPER={slug}`")
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = read_record(path, (*VERDICT_KEYS, "judgement"), f"run `dvc repro verdict@{slug}`")
     judgement = record["judgement"]
-    table = Table(title=f"{judgement['title']} (arXiv {judgement['arxiv']}), profile {record['profile']}")
+    table = Table(title=escape(f"{judgement['title']} (arXiv {judgement['arxiv']}), profile {record['profile']}"))
     table.add_column("claim")
     table.add_column("the paper says", ratio=2)
     table.add_column("measured against the rule, value [95 % interval]", ratio=3)

@@ -9,24 +9,48 @@ from typing import Any
 from tokenarium.errors import TokenariumError
 from tokenarium.files import sha256, write_json
 from tokenarium.measure.claims import Metric, judge, load_claims
+from tokenarium.study.parameters import ARENA
 
-ARENA = "arena/"
+EVIDENCE_KEYS = (
+    "slug",
+    "family",
+    "profile",
+    "overridden",
+    "seeds",
+    "parameters",
+    "metrics",
+    "tables",
+    "figures",
+    "tensors",
+)
+VERDICT_KEYS = ("slug", "family", "profile")
 
 
 def load_evidence(root: Path, slug: str) -> dict[str, Any]:
     """What the study of `slug` recorded. Raises TokenariumError when it has not been run or the file is damaged."""
     path = root / "reports" / slug / "evidence.json"
+    if not path.exists():
+        raise TokenariumError(f"{slug} has no results yet: run `dvc repro {stage_of(slug)}`")
+    return read_record(path, EVIDENCE_KEYS, f"run `dvc repro {stage_of(slug)}`")
+
+
+def stage_of(slug: str) -> str:
+    """The DVC stage that makes the results of a paper or an arena: paper@pitome, arena@vision."""
+    return f"arena@{slug.removeprefix(ARENA)}" if slug.startswith(ARENA) else f"paper@{slug}"
+
+
+def read_record(path: Path, keys: tuple[str, ...], mend: str) -> dict[str, Any]:
+    """A JSON object with `keys`. Raises TokenariumError with the `mend` for a missing or damaged file."""
     try:
-        evidence = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        stage = f"arena@{slug.removeprefix(ARENA)}" if slug.startswith(ARENA) else f"paper@{slug}"
-        raise TokenariumError(f"{slug} has no results yet: run `dvc repro {stage}`") from None
-    except json.JSONDecodeError as error:
-        raise TokenariumError(f"{path}: damaged ({error}); restore it from git or rerun the study") from None
-    missing = [key for key in ("slug", "family", "profile", "metrics") if key not in evidence]
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TokenariumError(f"cannot read {path} ({error.strerror}): restore it from git, or {mend}") from None
+    except ValueError as error:
+        raise TokenariumError(f"{path} is damaged ({error}): restore it from git, or {mend}") from None
+    missing = [key for key in keys if key not in record] if isinstance(record, dict) else keys[:1]
     if missing:
-        raise TokenariumError(f"{path}: lacks '{missing[0]}'; rerun the study")
-    return evidence
+        raise TokenariumError(f"{path} is damaged (it lacks '{missing[0]}'): restore it from git, or {mend}")
+    return record
 
 
 def write_verdict(root: Path, slug: str) -> Path:
@@ -52,15 +76,15 @@ def write_verdict(root: Path, slug: str) -> Path:
 
 
 def load_verdicts(root: Path) -> list[dict[str, Any]]:
-    """All records below verdicts/, papers before arenas, by family and slug."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted((root / "verdicts").glob("*.json"))]
+    """All records below verdicts/, papers before arenas, by family and slug.
+
+    Raises TokenariumError for a damaged one.
+    """
+    paths = sorted((root / "verdicts").glob("*.json"))
+    records = [read_record(path, VERDICT_KEYS, "run `dvc repro`") for path in paths]
     return sorted(records, key=lambda record: ("judgement" not in record, record["family"], record["slug"]))
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    files = [
-        folder / "evidence.json",
-        *sorted((folder / "tables").iterdir()),
-        *sorted((folder / "figures").iterdir()),
-    ]
+    files = [folder / "evidence.json", *sorted(folder.glob("tables/*")), *sorted(folder.glob("figures/*"))]
     return {path.relative_to(folder).as_posix(): sha256(path) for path in files}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from tokenarium.errors import TokenariumError
-from tokenarium.study.parameters import find_entry, load_params, project_root, recipe_parameters
+from tokenarium.study.parameters import find_entry, find_study, load_params, project_root, recipe_parameters
 
 app = typer.Typer(
     help="Reproducible replications of papers on tokens in machine learning.",
@@ -41,7 +41,12 @@ def show(slug: OptionalSlug = None) -> None:
     """Print claims, numbers and verdict of a paper; the verdict table of all without one."""
     from tokenarium.report.terminal import show_paper, show_report
 
-    show_paper(project_root(), slug) if slug else show_report(project_root())
+    root = project_root()
+    if slug:
+        find_entry(load_params(root), "papers", slug)
+        show_paper(root, slug)
+    else:
+        show_report(root)
 
 
 @app.command()
@@ -103,6 +108,7 @@ def verdict(slug: Slug) -> None:
     from tokenarium.report.verdicts import write_verdict
 
     root = project_root()
+    find_study(load_params(root), slug)
     path = write_verdict(root, slug)
     print(f"{path.relative_to(root)}: written")
 
@@ -124,9 +130,10 @@ def main() -> None:
     except TokenariumError as error:
         print(f"tokenarium: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("tokenarium: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == 130:  # what typer makes of Ctrl-C
+            print("tokenarium: interrupted; the same command goes on from here", file=sys.stderr)
+        raise
 
 
 if __name__ == "__main__":

@@ -10,20 +10,15 @@ from filelock import FileLock, Timeout
 
 from tokenarium.errors import TokenariumError
 from tokenarium.files import replace_directory
-from tokenarium.study.parameters import find_entry, load_params
-from tokenarium.study.study import OUTPUT_VARIABLE
-
-ARENA = "arena/"
+from tokenarium.study import OUTPUT_VARIABLE
+from tokenarium.study.parameters import ARENA, check_profile, find_study, load_params
 
 
 def notebook_path(root: Path, params: dict, slug: str) -> Path:
     """The notebook of a paper, or of an arena ("arena/vision"). Raises TokenariumError for an unknown one."""
-    if slug.startswith(ARENA):
-        family = slug.removeprefix(ARENA)
-        find_entry(params, "arenas", family)
-        path = root / "notebooks" / "arena" / f"{family}.ipynb"
-    else:
-        path = root / "notebooks" / find_entry(params, "papers", slug)["family"] / f"{slug}.ipynb"
+    section, name = find_study(params, slug)
+    folder = "arena" if section == "arenas" else params[section][name]["family"]
+    path = root / "notebooks" / folder / f"{name}.ipynb"
     if not path.is_file():
         raise TokenariumError(f"{path.relative_to(root)} is missing: write the notebook of {slug} there")
     return path
@@ -36,6 +31,7 @@ def run_study(root: Path, slug: str, profile: str | None = None) -> Path:
     Raises TokenariumError when the notebook fails, ends without study.finish(), or is already running.
     """
     params = load_params(root)
+    profile = check_profile(profile or params["profile"])
     notebook = notebook_path(root, params, slug)
     scratch = root / ".tokenarium"
     name = slug.replace("/", "-")
@@ -43,7 +39,7 @@ def run_study(root: Path, slug: str, profile: str | None = None) -> Path:
     lock = FileLock(scratch / "locks" / f"{name}.lock")
     try:
         with lock.acquire(timeout=0):
-            return _run(root, notebook, slug, profile or params["profile"], scratch / "running" / name)
+            return _run(root, notebook, slug, profile, scratch / "running" / name)
     except Timeout:
         raise TokenariumError(f"{slug} is already running here: wait for it to end, then run it again") from None
 
@@ -71,6 +67,7 @@ def _run(root: Path, notebook: Path, slug: str, profile: str, work: Path) -> Pat
 def _papermill(root: Path, notebook: Path, executed: Path, results: Path, slug: str, profile: str) -> None:
     import papermill
     from nbclient.exceptions import DeadKernelError
+    from nbformat.reader import NotJSONError
 
     before = os.environ.get(OUTPUT_VARIABLE)
     os.environ[OUTPUT_VARIABLE] = str(results)
@@ -83,13 +80,13 @@ def _papermill(root: Path, notebook: Path, executed: Path, results: Path, slug: 
             cwd=str(notebook.parent),
             log_output=False,
             progress_bar=True,
-            request_save_on_cell_execute=False,
         )
+    except NotJSONError:
+        raise TokenariumError(f"{notebook.relative_to(root)} is no notebook: restore it from git") from None
     except (papermill.PapermillExecutionError, DeadKernelError) as error:
         failed = root / ".tokenarium" / "failed" / f"{slug.replace('/', '-')}.ipynb"
         failed.parent.mkdir(parents=True, exist_ok=True)
-        if executed.is_file():
-            shutil.move(executed, failed)
+        shutil.move(executed, failed)
         raise TokenariumError(
             f"{slug} failed at {_what_failed(error)}; the notebook up to there is {failed.relative_to(root)}"
         ) from None

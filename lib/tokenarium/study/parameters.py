@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from tokenarium.errors import TokenariumError
 PROFILES = ("smoke", "cpu", "gpu")
 PARAMS_FILE = "params.yaml"
 SECTIONS = ("profile", "seeds", "data", "models", "recipes", "families", "papers", "arenas")
+ENTRY_NAMES = {"models": "model", "recipes": "recipe", "families": "family", "papers": "paper", "arenas": "arena"}
+ARENA = "arena/"
 
 
 def project_root(start: Path | None = None) -> Path:
@@ -27,8 +30,9 @@ def project_root(start: Path | None = None) -> Path:
 
 def nearest(name: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
     """A hint for an unknown name: the nearest known ones, or all of them when nothing is near."""
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(sorted(known))}"
+    names = sorted(str(each) for each in known)
+    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
 class Parameters(Mapping[str, Any]):
@@ -36,6 +40,8 @@ class Parameters(Mapping[str, Any]):
 
     An unknown name raises TokenariumError with the nearest known one.
     """
+
+    __slots__ = ("_values", "_where")
 
     def __init__(self, values: Mapping[str, Any], where: str):
         self._values = dict(values)
@@ -46,6 +52,13 @@ class Parameters(Mapping[str, Any]):
             raise TokenariumError(f"{self._where} has no '{name}'; {nearest(name, self._values)}")
         value = self._values[name]
         return Parameters(value, f"{self._where}.{name}") if isinstance(value, Mapping) else value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._values
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """The parameter, or `default` where there is none of that name."""
+        return default if name not in self._values else self[name]
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -63,7 +76,7 @@ class Parameters(Mapping[str, Any]):
 
     def to_dict(self) -> dict[str, Any]:
         """A plain, independent copy."""
-        return yaml.safe_load(yaml.safe_dump(self._values))
+        return copy.deepcopy(self._values)
 
 
 def load_params(root: Path) -> dict[str, Any]:
@@ -71,6 +84,8 @@ def load_params(root: Path) -> dict[str, Any]:
     path = root / PARAMS_FILE
     try:
         params = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TokenariumError(f"cannot read {path}: {error}") from None
     except yaml.YAMLError as error:
         place = getattr(error, "problem_mark", None)
         line = f" line {place.line + 1}" if place else ""
@@ -84,11 +99,24 @@ def load_params(root: Path) -> dict[str, Any]:
         if section not in params:
             raise TokenariumError(f"{path.name} lacks the section '{section}'")
     check_profile(params["profile"])
-    if not isinstance(params["seeds"], list) or not params["seeds"]:
-        raise TokenariumError(f"{path.name}: seeds must be a list of whole numbers, got {params['seeds']!r}")
+    seeds = params["seeds"]
+    whole = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole or not seeds or len(set(seeds)) < len(seeds):
+        raise TokenariumError(f"{path.name}: seeds must be a list of different whole numbers, got {seeds!r}")
+    for section in SECTIONS[2:]:
+        params[section] = {} if params[section] is None else params[section]
+        if not isinstance(params[section], dict):
+            raise TokenariumError(f"{path.name}: the section '{section}' must be a mapping of names")
     for section in ("recipes", "families", "papers", "arenas"):
-        for name, entry in (params[section] or {}).items():
+        for name, entry in params[section].items():
             _check_profiles(f"{section}.{name}", entry)
+    for section in ("papers", "arenas"):
+        for name, entry in params[section].items():
+            if entry.get("family") not in params["families"]:
+                raise TokenariumError(
+                    f"{path.name}: {section}.{name} has the unknown family '{entry.get('family')}'; "
+                    f"{nearest(str(entry.get('family')), params['families'])}"
+                )
     return params
 
 
@@ -122,8 +150,18 @@ def find_entry(params: Mapping[str, Any], section: str, name: str) -> Mapping[st
     """`params[section][name]`, or TokenariumError with the nearest known name."""
     entries = params.get(section) or {}
     if name not in entries:
-        raise TokenariumError(f"params.yaml has no {section[:-1]} '{name}'; {nearest(name, entries)}")
+        raise TokenariumError(f"{PARAMS_FILE} has no {ENTRY_NAMES[section]} '{name}'; {nearest(name, entries)}")
     return entries[name]
+
+
+def find_study(params: Mapping[str, Any], slug: str) -> tuple[str, str]:
+    """Section and name of a study in params.yaml: ("papers", "pitome"), or ("arenas", "vision") for "arena/vision".
+
+    Raises TokenariumError with the nearest known name.
+    """
+    section, name = ("arenas", slug.removeprefix(ARENA)) if slug.startswith(ARENA) else ("papers", slug)
+    find_entry(params, section, name)
+    return section, name
 
 
 def study_parameters(
@@ -139,11 +177,7 @@ def study_parameters(
     """
     check_profile(profile)
     entry = find_entry(params, section, slug)
-    values: dict[str, Any] = {}
-    family = entry.get("family")
-    if family in (params.get("families") or {}):
-        values.update(params["families"][family][profile])
-    values.update(entry[profile])
+    values: dict[str, Any] = {**find_entry(params, "families", entry["family"])[profile], **entry[profile]}
     where = f"parameters of {slug} at profile {profile}"
     for key, value in (overrides or {}).items():
         if key not in values:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import io
 import json
@@ -19,18 +20,19 @@ from IPython.display import HTML, Markdown
 
 from tokenarium.errors import TokenariumError
 from tokenarium.files import replace_directory, write_json, write_whole
+from tokenarium.markdown import cell
 from tokenarium.measure.bootstrap import Interval
 from tokenarium.measure.claims import Judgement, Metric, PaperClaims, judge, load_claims
-from tokenarium.study.parameters import Parameters, find_entry, load_params, project_root, study_parameters
+from tokenarium.study import OUTPUT_VARIABLE
+from tokenarium.study.parameters import Parameters, find_study, load_params, project_root, study_parameters
 from tokenarium.study.provenance import peak_memory, provenance
 from tokenarium.study.style import use_style
+from tokenarium.study.tables import with_intervals
 
 if TYPE_CHECKING:
     import torch
     import xarray as xr
     from matplotlib.figure import Figure
-
-OUTPUT_VARIABLE = "TOKENARIUM_OUTPUT"  # set by the runner; without it a notebook typed by hand writes to scratch
 
 
 def open_study(
@@ -60,9 +62,9 @@ class Study:
         import torch
 
         self.root, self.slug, self.profile = root, slug, profile
-        section, name = ("arenas", slug.removeprefix("arena/")) if slug.startswith("arena/") else ("papers", slug)
+        section, name = find_study(params, slug)
         self.parameters: Parameters = study_parameters(params, section, name, profile, overrides)
-        self.family: str = find_entry(params, section, name)["family"]
+        self.family: str = params[section][name]["family"]
         self.seeds: list[int] = list(params["seeds"])
         self.device = torch.device(
             "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -122,10 +124,13 @@ class Study:
         return dict(self._metrics)
 
     def table(self, name: str, frame: pd.DataFrame, caption: str) -> HTML:
-        """Record a table (tables/<name>.csv) and return it for display."""
+        """Record a table (tables/<name>.csv) and return it for display, numbers and their intervals in one cell.
+
+        Columns `x_low` and `x_high` are the interval of column `x`.
+        """
         self._tables[_plain(name)] = (frame.copy(), caption)
-        body = frame.to_html(index=False, border=0, float_format=lambda x: f"{x:.4g}")
-        return HTML(f"<p><strong>{caption}</strong></p>{body}")
+        body = with_intervals(frame).to_html(index=False, border=0)
+        return HTML(f"<p><strong>{html.escape(caption)}</strong></p>{body}")
 
     def figure(self, name: str, figure: Figure, caption: str) -> Figure:
         """Record a matplotlib figure (figures/<name>.svg and .png) and return it for display."""
@@ -150,22 +155,25 @@ class Study:
         """Record a tensor with named dimensions, to be opened later with `tokenarium.tensors(slug)`.
 
         dims: one name per axis. note: a sentence on what it is. coords: labels along some of the dimensions.
-        Raises TokenariumError when names and axes do not match.
+        Raises TokenariumError when names and axes do not match, and for anything but numbers.
         """
-        array = np.asarray(values.detach().cpu().float() if hasattr(values, "detach") else values)
+        array = _array(values)
+        if array.dtype.kind not in "biuf":
+            raise TokenariumError(f"tensor '{name}' holds {array.dtype}: record numbers")
         if array.ndim != len(dims):
             raise TokenariumError(f"tensor '{name}' has {array.ndim} axes but {len(dims)} names: {', '.join(dims)}")
-        labels = {dim: list(values) for dim, values in (coords or {}).items()}
-        for dim, values_of_dim in labels.items():
-            if dim not in dims or len(values_of_dim) != array.shape[list(dims).index(dim)]:
+        if len(set(dims)) < len(dims):
+            raise TokenariumError(f"tensor '{name}' needs a name of its own for every axis, got {', '.join(dims)}")
+        labels = {dim: np.asarray(each).tolist() for dim, each in (coords or {}).items()}
+        for dim, each in labels.items():
+            if dim not in dims or len(each) != array.shape[list(dims).index(dim)]:
                 raise TokenariumError(f"tensor '{name}': the labels of '{dim}' do not fit its shape {array.shape}")
         index = {"dims": list(dims), "note": note, "unit": unit, "coords": labels}
-        self._tensors[_plain(name)] = (np.ascontiguousarray(array), index)
+        self._tensors[_plain(name)] = (array, index)
 
     def evaluation(self, name: str, values: torch.Tensor | np.ndarray) -> None:
         """Hand per-example results to the family's arena, e.g. "tome/0.6/0" -> logits (images, classes)."""
-        array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
-        self._evaluations[name] = np.ascontiguousarray(array)
+        self._evaluations[name] = _array(values)
 
     def progress(self, items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
         """Iterate with a progress bar."""
@@ -179,9 +187,10 @@ class Study:
         """The paper's claims with its own figures and the rules fixed in advance, as a table."""
         rows = ["| claim | statement | the paper's figure | holds if |", "|---|---|---|---|"]
         for claim in self._need_claims().claims:
-            rule = f"`{claim.holds_if.text}`" if claim.holds_if else f"*not tested here: {claim.not_testable}*"
+            rule = f"`{claim.holds_if.text}`" if claim.holds_if else f"*not tested here: {cell(claim.not_testable)}*"
             name = f"**{claim.id}**" if claim.headline else claim.id
-            rows.append(" | ".join(("", name, claim.statement, claim.paper_figure or "—", rule, "")).strip())
+            statement, figure = cell(claim.statement), cell(claim.paper_figure) or "—"
+            rows.append(f"| {name} | {statement} | {figure} | {rule} |")
         return Markdown("\n".join(rows))
 
     def show_source(self, *functions: Callable[..., Any]) -> Markdown:
@@ -266,8 +275,9 @@ class Study:
 def tensors(slug: str, root: Path | None = None) -> xr.Dataset:
     """Tensors of a finished study as an xarray Dataset with named dimensions.
 
-    A dimension that has another length in another tensor carries the tensor's name: `token` becomes `energy.token`.
-    Looks in reports/<slug>, then in the scratch of a notebook run by hand. Raises TokenariumError when neither exists.
+    A dimension that has another length, or other labels, in another tensor carries the tensor's name: `token` becomes
+    `energy.token`. Looks in reports/<slug>, then in the scratch of a notebook run by hand. Raises TokenariumError when
+    neither exists.
     """
     import xarray as xr
     from safetensors.numpy import load_file
@@ -277,19 +287,23 @@ def tensors(slug: str, root: Path | None = None) -> xr.Dataset:
         if (folder / "index.json").is_file():
             break
     else:
-        raise TokenariumError(
-            f"no tensors of {slug}: run `dvc repro paper@{slug}`, or `dvc pull` where a remote holds them"
-        )
+        section, name = find_study(load_params(root), slug)
+        stage = f"{section.removesuffix('s')}@{name}"
+        raise TokenariumError(f"no tensors of {slug}: run `dvc repro {stage}`, or `dvc pull` where a remote holds them")
     index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
     arrays = load_file(folder / "tensors.safetensors")
     lengths: dict[str, set[int]] = {}
+    labels: dict[str, set[str]] = {}
     for name, entry in index.items():
         for dim, length in zip(entry["dims"], arrays[name].shape, strict=True):
             lengths.setdefault(dim, set()).add(length)
+        for dim, each in entry["coords"].items():
+            labels.setdefault(dim, set()).add(json.dumps(each))
+    shared = {dim for dim in lengths if len(lengths[dim]) == 1 and len(labels.get(dim, ())) <= 1}
     variables = {}
     for name, entry in index.items():
-        own = {dim: dim if len(lengths[dim]) == 1 else f"{name}.{dim}" for dim in entry["dims"]}
-        coords = {own[dim]: labels for dim, labels in entry["coords"].items()}
+        own = {dim: dim if dim in shared else f"{name}.{dim}" for dim in entry["dims"]}
+        coords = {own[dim]: each for dim, each in entry["coords"].items()}
         attributes = {"long_name": entry["note"], "units": entry["unit"]}
         variables[name] = xr.DataArray(arrays[name], dims=list(own.values()), coords=coords, attrs=attributes)
     return xr.Dataset(variables)
@@ -303,10 +317,20 @@ def _verdict_text(judgement: Judgement) -> str:
     lines += ["| claim | outcome | why |", "|---|---|---|"]
     for result in judgement.claims:
         why = "; ".join(result.working) or result.reason
-        lines.append(f"| {result.claim.id} | {result.outcome} | {why} |")
+        lines.append(f"| {result.claim.id} | {result.outcome} | {cell(why)} |")
     for gate in judgement.gates:
-        lines.append(f"| gate {gate.gate.id} | {'open' if gate.passed else 'closed'} | {'; '.join(gate.working)} |")
+        working = cell("; ".join(gate.working))
+        lines.append(f"| gate {gate.gate.id} | {'open' if gate.passed else 'closed'} | {working} |")
     return "\n".join(lines)
+
+
+def _array(values: torch.Tensor | np.ndarray) -> np.ndarray:
+    """A contiguous copy, so that what the notebook does to `values` later does not change the record."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        if values.is_floating_point() and values.element_size() < 4:
+            values = values.float()  # NumPy knows no bfloat16
+    return np.array(values, order="C")
 
 
 def _plain(name: str) -> str:

@@ -19,6 +19,7 @@ METHOD_COLOURS = {
     "ToMe": "#0072B2",
     "PiToMe": "#D55E00",
     "Token Transforming": "#009E73",
+    "R0": "#009E73",
     "random prune": "#999999",
     "random merge": "#666666",
     "CLS top-k": "#E69F00",
@@ -46,12 +47,17 @@ def use_style() -> None:
     )
 
 
+def method_colour(label: str) -> str | None:
+    """Colour of the method that `label` names, alone or before " " or ","; None if it names none of ours."""
+    for name in sorted(METHOD_COLOURS, key=len, reverse=True):
+        if label == name or label.startswith((f"{name} ", f"{name},")):
+            return METHOD_COLOURS[name]
+    return None
+
+
 def colour(method: str) -> str:
     """One colour per method everywhere; a method without an entry gets a fixed one by its name."""
-    for name in sorted(METHOD_COLOURS, key=len, reverse=True):
-        if method == name or method.startswith(f"{name} "):
-            return METHOD_COLOURS[name]
-    return PALETTE[hashlib.sha256(method.encode()).digest()[0] % len(PALETTE)]
+    return method_colour(method) or PALETTE[hashlib.sha256(method.encode()).digest()[0] % len(PALETTE)]
 
 
 def interval_line(
