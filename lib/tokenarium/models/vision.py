@@ -109,9 +109,8 @@ def _from_hub(
         processor = AutoImageProcessor.from_pretrained(model_id, backend="pil")
         rows = load_dataset(data_id, split="validation" if split == "test" else split)
     except OSError as error:
-        raise TokenariumError(
-            f"cannot load {model_id} or {data_id} from the hub: {str(error).splitlines()[0]}"
-        ) from None
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TokenariumError(f"cannot load {model_id} or {data_id} from the hub: {reason}") from None
     rows = rows.select(range(min(count, len(rows))))
     label = "label" if "label" in rows.column_names else "labels"
 

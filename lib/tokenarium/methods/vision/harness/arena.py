@@ -52,7 +52,7 @@ def load_field(folder: Path, resamples: int) -> Field:
 
 def _check_same(key: tuple[str, float, int], one: NDArray, other: NDArray, slug: str) -> None:
     count = min(len(one), len(other))
-    if not np.allclose(one[:count], other[:count], rtol=0, atol=SAME):
+    if one.shape[1:] != other.shape[1:] or not np.allclose(one[:count], other[:count], rtol=0, atol=SAME):
         method, budget, seed = key
         raise TokenariumError(
             f"{slug} has other results for {method} at {budget:g}, seed {seed} than another paper: "
@@ -112,19 +112,23 @@ class Field:
         return pd.DataFrame(rows)
 
     def ranking(self, budget: float) -> pd.DataFrame:
-        """Methods at `budget` by rising KL, each with its paired difference to the next (negative: it is closer)."""
-        mean = {m: np.mean([x.mean() for x in self.samples("kl", m, budget).values()]) for m in self.methods(budget)}
+        """Methods at `budget` by rising KL, each with its paired difference to the next (negative: it is closer).
+
+        Compared on the first images, as many as every method at this budget has seen. The difference is settled when
+        its interval lies below 0 and it has the same sign on every seed (V6).
+        """
+        samples = {method: self.samples("kl", method, budget) for method in self.methods(budget)}
+        count = min((len(values) for one in samples.values() for values in one.values()), default=0)
+        samples = {method: {seed: x[:count] for seed, x in one.items()} for method, one in samples.items()}
+        mean = {method: np.mean(list(one.values())) for method, one in samples.items()}
         order = sorted(mean, key=mean.__getitem__)
         rows = []
         for rank, method in enumerate(order, start=1):
-            row = {"budget": budget, "rank": rank, "method": method, "kl": mean[method]}
+            row = {"budget": budget, "rank": rank, "method": method, "images": count, "kl": mean[method]}
             if rank < len(order):
-                a, b = self.samples("kl", method, budget), self.samples("kl", order[rank], budget)
-                count = min(len(x) for x in (*a.values(), *b.values()))
-                a, b = ({seed: x[:count] for seed, x in one.items()} for one in (a, b))
-                pooled, seeds = paired_over_seeds(a, b, self.resamples)
+                pooled, seeds = paired_over_seeds(samples[method], samples[order[rank]], self.resamples)
                 same_sign = all(interval.value < 0 for interval in seeds.values())
-                row |= {"to next": pooled.value, "low": pooled.low, "high": pooled.high}
+                row |= {"to_next": pooled.value, "to_next_low": pooled.low, "to_next_high": pooled.high}
                 row |= {"settled": "yes" if pooled.high < 0 and same_sign else "no"}
             rows.append(row)
         return pd.DataFrame(rows)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenarium.measure import classification
-from tokenarium.measure.bootstrap import Interval, bootstrap, paired_bootstrap
+from tokenarium.measure.bootstrap import Interval, bootstrap, bootstrap_columns, paired_bootstrap
 from tokenarium.measure.flops import fraction, match_budget
 from tokenarium.methods.vision.harness.runner import Reducer, run
 from tokenarium.models.vision import Substrate
@@ -153,23 +153,22 @@ class Comparison:
     def frame(self, methods: Iterable[str] | None = None, budgets: Iterable[float] | None = None) -> pd.DataFrame:
         """One row per (method, budget): cost, final tokens, and each measure with its interval over all seeds.
 
-        methods, budgets: the ones to show, all if None; the order is that of the runs.
+        `drop` is the loss of top-1 against the full model in points, paired by image. methods, budgets: the ones to
+        show, all if None; the order is that of the runs.
         """
         rows = []
         shown = None if methods is None else set(methods)
         for (method, budget), info in self._info.items():
             if (shown is not None and method not in shown) or (budgets is not None and budget not in budgets):
                 continue
-            row: dict[str, float | str] = {"method": method, "budget": budget, **info}
-            first = next(cell for (name, at, _), cell in self._cells.items() if (name, at) == (method, budget))
-            for measure in MEASURES:
-                interval, _ = self.interval(measure, method, budget)
-                row |= {
-                    measure: interval.value,
-                    f"{measure}_low": interval.low,
-                    f"{measure}_high": interval.high,
-                }
-            rows.append(row | {"images": len(first["top1"])})
+            pooled = {measure: _average(self.samples(measure, method, budget)) for measure in MEASURES}
+            count = len(pooled["top1"])
+            pooled["drop"] = 100 * (_average(self.samples("top1", "full", 1.0))[:count] - pooled["top1"])
+            intervals = bootstrap_columns(np.stack(list(pooled.values()), axis=1), self.resamples)
+            row: dict[str, float | str] = {"method": method, "budget": budget, "images": count, **info}
+            for measure, interval in zip(pooled, intervals, strict=True):
+                row |= {measure: interval.value, f"{measure}_low": interval.low, f"{measure}_high": interval.high}
+            rows.append(row)
         return pd.DataFrame(rows)
 
 
@@ -182,7 +181,12 @@ def mean_over_seeds(samples: Mapping[int, NDArray[np.float64]], resamples: int) 
 def paired_over_seeds(
     a: Mapping[int, NDArray], b: Mapping[int, NDArray], resamples: int
 ) -> tuple[Interval, dict[int, Interval]]:
-    """Mean of a - b, paired by image: over all seeds, and on each. a, b: seed -> (images,) numbers."""
+    """Mean of a - b, paired by image: over all seeds, and on each. a, b: seed -> (images,) numbers.
+
+    Raises ValueError when the two do not have the same seeds.
+    """
+    if a.keys() != b.keys():
+        raise ValueError(f"pairs are needed: one ran on the seeds {sorted(a)}, the other on {sorted(b)}")
     seeds = {seed: paired_bootstrap(a[seed], b[seed], resamples) for seed in a}
     return _over_seeds(paired_bootstrap(_average(a), _average(b), resamples), len(a)), seeds
 
