@@ -1,0 +1,1 @@
+"""Timings, for information: no claim rests on a wall clock."""
