@@ -1,0 +1,68 @@
+"""The whole road at profile smoke: data, models, every notebook through papermill, verdicts, arena, report."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tokenarium.run import pipeline
+from tokenarium.study.parameters import load_params, project_root
+
+ROOT = project_root(Path(__file__).parent)
+PAPERS = sorted(load_params(ROOT)["papers"])
+ARENAS = sorted(load_params(ROOT)["arenas"])
+
+pytestmark = pytest.mark.smoke
+
+
+@pytest.fixture(scope="module")
+def tree():
+    return pipeline.repro(ROOT, profile="smoke")
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("slug", [*PAPERS, *(f"arena/{family}" for family in ARENAS)])
+def test_every_notebook_runs_at_smoke_and_says_so(tree, slug):
+    report = tree / "reports" / slug
+    evidence = read(report / "evidence.json")
+    assert evidence["profile"] == "smoke"
+    assert evidence["metrics"]
+    assert {path.suffix for path in (report / "figures").iterdir()} == {".svg", ".png"}
+    cells = read(report / "notebook.ipynb")["cells"]
+    assert all(cell["execution_count"] for cell in cells if cell["cell_type"] == "code")
+
+
+@pytest.mark.parametrize("slug", PAPERS)
+def test_a_smoke_run_is_never_evidence(tree, slug):
+    judgement = read(tree / "verdicts" / f"{slug}.json")["judgement"]
+    assert judgement["verdict"] == "inconclusive"
+    assert "smoke" in judgement["reason"]
+
+
+def test_the_committed_profile_and_results_stay_as_they_are(tree):
+    assert yaml.safe_load((ROOT / "params.yaml").read_text(encoding="utf-8"))["profile"] == "cpu"
+    for slug in PAPERS:
+        assert read(ROOT / "reports" / slug / "evidence.json")["profile"] == "cpu"
+
+
+def test_a_second_run_finds_nothing_to_do(tree):
+    done = pipeline.dvc(tree, "repro", capture=True)
+    assert "Running stage" not in done
+
+
+@pytest.mark.parametrize("slug", PAPERS)
+def test_a_notebook_repeats_its_metrics_exactly(tree, slug):
+    metrics = tree / "reports" / slug / "metrics.json"
+    before = metrics.read_bytes()
+    subprocess.run([sys.executable, "-m", "tokenarium.run.cli", "study", slug], cwd=tree, check=True)
+    assert metrics.read_bytes() == before
+
+
+def test_committed_results_belong_to_the_committed_code():
+    pipeline.check(ROOT)
