@@ -30,7 +30,7 @@ repro: $(READY)  ## reproduce PAPER=slug (all papers without it), at PROFILE=smo
 	@tokenarium repro $(PAPER) $(if $(PROFILE),--profile $(PROFILE))
 
 test: $(READY) lint  ## run every test: methods, data, pipeline, and each notebook at smoke
-	@pytest
+	@OMP_NUM_THREADS=1 pytest -n 2 --dist loadfile
 
 lint: $(READY)  ## ruff, format and lint, on code and notebooks
 	@ruff check . && ruff format --check .
