@@ -31,7 +31,7 @@ def show_paper(tree: Path, slug: str, console: Console | None = None) -> None:
     table = Table(title=escape(f"{judgement['title']} (arXiv {judgement['arxiv']}), profile {record['profile']}"))
     table.add_column("claim")
     table.add_column("the paper says", ratio=2)
-    table.add_column("measured against the rule, value [95 % interval]", ratio=3)
+    table.add_column("measured against the rule, value [95 % interval]", ratio=3, overflow="fold")
     table.add_column("outcome")
     for claim in judgement["claims"]:
         table.add_row(
