@@ -2,6 +2,7 @@
 
 import re
 import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,13 @@ def test_every_direct_dependency_has_a_pin_that_fits(lock, wanted):
 def test_the_package_itself_and_its_installer_are_not_pinned(lock):
     assert "tokenarium" not in lock
     assert "pip" not in lock
+
+
+def test_every_pin_installs_on_the_python_of_debian_stable(lock):
+    """Debian 12 has 3.11.2; a package that asks for a later patch release of 3.11 would stop `make setup` there."""
+    for name in lock:
+        asked = SpecifierSet(metadata(name).get("Requires-Python") or "")
+        assert asked.contains("3.11.2"), f"{name}=={lock[name]} asks for Python {asked}"
 
 
 def test_conda_users_get_the_lock_and_no_pins_of_their_own(environment):
