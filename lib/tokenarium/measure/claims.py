@@ -12,7 +12,6 @@ than one part in 10^9 count as equal, because 100 * (0.84 - 0.82) is not 2.0 in 
 """
 
 import ast
-import difflib
 import keyword
 import math
 import re
@@ -28,9 +27,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tokenarium.errors import TokenariumError
 from tokenarium.measure.bootstrap import Interval
+from tokenarium.words import PROFILES, nearest
 
 Profile = Literal["smoke", "cpu", "gpu"]
-PROFILES = ("smoke", "cpu", "gpu")
 SUFFIX = ".claims.yaml"
 RULE_CHARACTERS = 400
 RULE_DEPTH = 12
@@ -255,7 +254,7 @@ def _check(node: ast.expr, text: str, truth: bool, depth: int) -> None:
             pass
         case ast.Attribute(value=ast.Name(id=name), attr=attribute) if _is_metric_name(name):
             if attribute not in _ATTRIBUTES:
-                raise ValueError(f"{quoted}: a metric has no .{attribute}{_nearest(attribute, _ATTRIBUTES)}")
+                raise ValueError(f"{quoted}: a metric has no .{attribute}; {nearest(attribute, _ATTRIBUTES)}")
         case ast.Constant(value=value) if type(value) in (int, float) and abs(value) <= 1e300:
             pass
         case ast.UnaryOp(op=ast.USub() | ast.UAdd(), operand=operand):
@@ -282,16 +281,6 @@ def _quoted(text: str) -> str:
 
 def _is_not(node: ast.expr) -> bool:
     return isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)
-
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    """'; did you mean a, b?' with the known words most like `word`, or the list of all that are known."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.5)
-    if close:
-        return f"; did you mean {' or '.join(close)}?"
-    more = ", ..." if len(known) > 12 else ""
-    return f"; known: {', '.join(known[:12])}{more}" if known else "; none is known"
 
 
 class _Section(BaseModel):
@@ -357,7 +346,7 @@ class PaperClaims(_Section):
             for guarded in gate.guards:
                 if guarded not in claim_ids:
                     raise ValueError(
-                        f"gate {gate.id} guards {guarded}, which is no claim{_nearest(guarded, claim_ids)}"
+                        f"gate {gate.id} guards {guarded}, which is no claim; {nearest(guarded, claim_ids)}"
                     )
         if not any(claim.headline for claim in self.claims):
             raise ValueError("no claim is marked 'headline: true', so nothing decides the verdict")
@@ -430,7 +419,7 @@ def _first_mistake(error: ValidationError, content: Mapping[str, Any]) -> str:
         case "missing":
             said = f"{key} is missing"
         case "extra_forbidden":
-            said = f"{key} is no key here{_nearest(key, model.model_fields)}"
+            said = f"{key} is no key here; {nearest(key, model.model_fields)}"
         case "string_type":
             said = f"{key} must be text: put {mistake['input']!r} in quotes"
         case _:
@@ -558,7 +547,7 @@ def judge(claims: PaperClaims, metrics: Mapping[str, Metric], profile: str) -> J
 
 def _require_metrics(claims: PaperClaims, asked: list[Gate | Claim], metrics: Mapping[str, Metric]) -> None:
     missing = [
-        f"{entry.id} asks for {name!r}{_nearest(name, metrics)}"
+        f"{entry.id} asks for {name!r}; {nearest(name, metrics)}"
         for entry in asked
         for name in entry.holds_if.metric_names
         if name not in metrics

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,8 +10,8 @@ from typing import Any
 import yaml
 
 from tokenarium.errors import TokenariumError
+from tokenarium.words import PROFILES, nearest
 
-PROFILES = ("smoke", "cpu", "gpu")
 PARAMS_FILE = "params.yaml"
 SECTIONS = ("profile", "seeds", "data", "models", "recipes", "families", "papers", "arenas")
 ENTRY_NAMES = {"models": "model", "recipes": "recipe", "families": "family", "papers": "paper", "arenas": "arena"}
@@ -26,13 +25,6 @@ def project_root(start: Path | None = None) -> Path:
         if (folder / PARAMS_FILE).is_file() and (folder / "dvc.yaml").is_file():
             return folder
     raise TokenariumError(f"no {PARAMS_FILE} and dvc.yaml at or above {start}: work inside a Tokenarium checkout")
-
-
-def nearest(name: str, known: Mapping[str, Any] | list[str] | tuple[str, ...]) -> str:
-    """A hint for an unknown name: the nearest known ones, or all of them when nothing is near."""
-    names = sorted(str(each) for each in known)
-    close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(close)}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
 class Parameters(Mapping[str, Any]):
