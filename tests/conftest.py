@@ -17,6 +17,15 @@ families:
     smoke: &toys {images: 4, budgets: [0.5], resamples: 10}
     cpu: {<<: *toys, images: 8}
     gpu: *toys
+experiments:
+  long:
+    paper: tiny
+    family: toys
+    module: long
+    reads: []
+    smoke: &long {steps: 1}
+    cpu: {<<: *long, steps: 3}
+    gpu: *long
 papers:
   tiny:
     family: toys

@@ -7,6 +7,7 @@ what the stage may read, and keeps a list of its calls.
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tokenarium.study.parameters import load_params, project_root
 ROOT = project_root(Path(__file__).parent)
 PARAMS = load_params(ROOT)
 PAPERS = sorted(PARAMS["papers"])
+EXPERIMENTS = sorted(PARAMS["experiments"])
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
 
 # Code that decides how a run is done and shown, not what is measured: a change of it makes no result stale.
@@ -77,9 +79,10 @@ def notebook_code(path):
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
-def modules_of(notebook):
-    """What a notebook imports, directly and through what it imports: files that measure, and names of data sets."""
-    waiting = list(imported(ast.parse(notebook_code(notebook))))
+def modules_of(path):
+    """What a notebook or module imports, directly and through its imports: files that measure, names of data sets."""
+    code = notebook_code(path) if path.suffix == ".ipynb" else path.read_text(encoding="utf-8")
+    waiting = list(imported(ast.parse(code)))
     seen, data = set(), set()
     while waiting:
         name = waiting.pop()
@@ -98,6 +101,14 @@ def covers(entry, path):
 
 def paper_notebook(slug):
     return ROOT / "notebooks" / PARAMS["papers"][slug]["family"] / f"{slug}.ipynb"
+
+
+def experiment_module(entry):
+    return f"lib/tokenarium/methods/{entry['family']}/experiments/{entry['module']}.py"
+
+
+def experiment_path(name):
+    return f"experiments/{PARAMS['experiments'][name]['paper']}/{name}"
 
 
 def test_imports_are_followed_through_packages_and_modules():
@@ -127,16 +138,33 @@ def test_a_paper_reads_nothing_that_its_notebook_does_not_import(slug):
             assert any(covers(entry, path) for path in files), entry
             assert not [other for other in reads if other != entry and covers(other, entry)], entry
     assert {entry for entry in reads if entry.startswith("data/")} == {f"data/{name}" for name in data}
+    opened = re.findall(r"study\.experiment\(\"(.+?)\"\)", notebook_code(paper_notebook(slug)))
+    assert {entry for entry in reads if entry.startswith("experiments/")} == set(map(experiment_path, opened))
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_an_experiment_reads_every_module_and_data_set_that_it_imports(name):
+    entry = PARAMS["experiments"][name]
+    files, data = modules_of(ROOT / experiment_module(entry))
+    reads = entry["reads"]
+    assert [path for path in sorted(files) if not any(covers(each, path) for each in reads)] == []
+    assert data <= {each.removeprefix("data/") for each in reads}
+    for each in reads:
+        assert not each.startswith("lib/") or any(covers(each, path) for path in files), each
 
 
 @pytest.mark.parametrize("slug", PAPERS)
 def test_what_a_paper_reads_besides_code_is_made_by_a_stage(slug):
     made = {f"data/{name}" for name in PARAMS["data"]} | {entry["path"] for entry in PARAMS["models"].values()}
+    made |= set(map(experiment_path, EXPERIMENTS))
     for entry in PARAMS["papers"][slug]["reads"]:
         assert entry.startswith("lib/") or any(covers(entry, path) for path in made), entry
 
 
-@pytest.mark.parametrize(("kind", "section"), [("paper", "papers"), ("arena", "arenas"), ("model", "models")])
+KINDS = (("paper", "papers"), ("arena", "arenas"), ("model", "models"), ("experiment", "experiments"))
+
+
+@pytest.mark.parametrize(("kind", "section"), KINDS)
 def test_every_entry_fills_the_places_of_its_stage(kind, section):
     places = [dep for dep in STAGES[kind]["do"]["deps"] if dep.startswith("${item.reads[")]
     assert places == [f"${{item.reads[{index}]}}" for index in range(len(places))]
@@ -199,6 +227,11 @@ if command == "data":
 elif command == "model":
     entry = params["models"][name]
     write(f"{entry['path']}/model.txt", digest(*entry["reads"]) + str(params["recipes"][entry["recipe"]][profile]))
+elif command == "experiment":
+    entry = params["experiments"][name]
+    module = f"lib/tokenarium/methods/{entry['family']}/experiments/{entry['module']}.py"
+    made = digest(module, *entry["reads"]) + str((entry[profile], params["families"][entry["family"]][profile]))
+    write(f"experiments/{entry['paper']}/{name}/parts.txt", made)
 elif command == "study":
     arena = name.startswith("arena/")
     if arena:
@@ -230,6 +263,7 @@ ARENA_CALLS = {f"{command} arena/{family}" for family in ARENAS for command in (
 ALL_CALLS = (
     {f"data {name}" for name in PARAMS["data"]}
     | {f"model {name}" for name in PARAMS["models"]}
+    | {f"experiment {name}" for name in EXPERIMENTS}
     | {f"{command} {slug}" for slug in PAPERS for command in ("study", "verdict")}
     | ARENA_CALLS
     | {"report "}
@@ -346,6 +380,7 @@ def test_dvc_knows_every_stage(first):
     assert set(listed) == {
         *(f"data@{name}" for name in PARAMS["data"]),
         *(f"model@{name}" for name in PARAMS["models"]),
+        *(f"experiment@{name}" for name in EXPERIMENTS),
         *(f"{kind}@{slug}" for kind in ("paper", "verdict") for slug in PAPERS),
         *(f"arena@{family}" for family in ARENAS),
         "report",
@@ -361,15 +396,15 @@ def test_results_to_read_are_in_git_and_the_rest_in_the_cache(first):
             assert f"reports/{slug}/{name}" in tracked
         assert f"verdicts/{slug}.json" in tracked
     assert {"reports/README.md", "dvc.lock"} <= set(tracked)
-    cached = ("data/", "models/", "evaluations/", "reports/site/")
+    cached = ("data/", "models/", "experiments/", "evaluations/", "reports/site/")
     assert not [name for name in tracked if name.startswith(cached) or "/tensors/" in name]
     assert not [name for name in tracked if name.startswith("reports/") and name.endswith(".ipynb")]
 
 
 def test_stages_run_after_what_they_read(first, tree):
-    for name in ("data", "models", "evaluations", "reports", "verdicts", "dvc.lock", ".dvc/cache"):
+    for name in ("data", "models", "experiments", "evaluations", "reports", "verdicts", "dvc.lock", ".dvc/cache"):
         path = tree / name
-        path.unlink() if path.is_file() else shutil.rmtree(path)
+        path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
     calls(tree)
     pipeline.dvc(tree, "repro", capture=True)
     order = {call: place for place, call in enumerate(calls(tree))}
@@ -379,6 +414,9 @@ def test_stages_run_after_what_they_read(first, tree):
         for name, entry in PARAMS["models"].items():
             if any(covers(read, entry["path"]) for read in PARAMS["papers"][slug]["reads"]):
                 assert order[f"model {name}"] < order[f"study {slug}"]
+        for name in EXPERIMENTS:
+            if experiment_path(name) in PARAMS["papers"][slug]["reads"]:
+                assert order[f"experiment {name}"] < order[f"study {slug}"]
         assert order[f"study {slug}"] < order[f"verdict {slug}"] < order["report "]
         assert order[f"study {slug}"] < order["study arena/vision"] < order["verdict arena/vision"] < order["report "]
 

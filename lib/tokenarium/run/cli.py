@@ -87,6 +87,16 @@ def model(name: Annotated[str, typer.Argument(help="a model of params.yaml, e.g.
 
 
 @app.command()
+def experiment(name: Annotated[str, typer.Argument(help="an experiment of params.yaml")]) -> None:
+    """Do the long work of a paper, resumable, and write experiments/<paper>/<name>."""
+    from tokenarium.run.experiments import run_experiment
+
+    root = project_root()
+    folder = run_experiment(root, name)
+    print(f"{folder.relative_to(root)}: written")
+
+
+@app.command()
 def study(slug: Slug, profile: Profile = None) -> None:
     """Run one notebook through papermill and write reports/<slug>."""
     from tokenarium.run.execute import run_study

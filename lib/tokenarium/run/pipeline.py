@@ -17,6 +17,7 @@ KEPT = (
     "dvc.lock",
     "data",
     "models",
+    "experiments",
     "evaluations",
     "reports",
     "verdicts",

@@ -13,8 +13,15 @@ from tokenarium.errors import TokenariumError
 from tokenarium.words import PROFILES, nearest
 
 PARAMS_FILE = "params.yaml"
-SECTIONS = ("profile", "seeds", "data", "models", "recipes", "families", "papers", "arenas")
-ENTRY_NAMES = {"models": "model", "recipes": "recipe", "families": "family", "papers": "paper", "arenas": "arena"}
+SECTIONS = ("profile", "seeds", "data", "models", "recipes", "families", "experiments", "papers", "arenas")
+ENTRY_NAMES = {
+    "models": "model",
+    "recipes": "recipe",
+    "families": "family",
+    "experiments": "experiment",
+    "papers": "paper",
+    "arenas": "arena",
+}
 ARENA = "arena/"
 
 
@@ -99,16 +106,20 @@ def load_params(root: Path) -> dict[str, Any]:
         params[section] = {} if params[section] is None else params[section]
         if not isinstance(params[section], dict):
             raise TokenariumError(f"{path.name}: the section '{section}' must be a mapping of names")
-    for section in ("recipes", "families", "papers", "arenas"):
+    for section in ("recipes", "families", "experiments", "papers", "arenas"):
         for name, entry in params[section].items():
             _check_profiles(f"{section}.{name}", entry)
-    for section in ("papers", "arenas"):
+    for section in ("experiments", "papers", "arenas"):
         for name, entry in params[section].items():
             if entry.get("family") not in params["families"]:
                 raise TokenariumError(
                     f"{path.name}: {section}.{name} has the unknown family '{entry.get('family')}'; "
                     f"{nearest(str(entry.get('family')), params['families'])}"
                 )
+    for name, entry in params["experiments"].items():
+        paper = find_entry(params, "papers", str(entry.get("paper")))
+        if paper["family"] != entry["family"]:
+            raise TokenariumError(f"{path.name}: experiments.{name} must be of its paper's family {paper['family']}")
     return params
 
 

@@ -24,6 +24,7 @@ from tokenarium.markdown import cell
 from tokenarium.measure.bootstrap import Interval
 from tokenarium.measure.claims import Judgement, Metric, PaperClaims, judge, load_claims
 from tokenarium.study import OUTPUT_VARIABLE
+from tokenarium.study.experiments import Results, open_results
 from tokenarium.study.parameters import Parameters, find_study, load_params, project_root, study_parameters
 from tokenarium.study.provenance import peak_memory, provenance
 from tokenarium.study.style import use_style
@@ -62,6 +63,7 @@ class Study:
         import torch
 
         self.root, self.slug, self.profile = root, slug, profile
+        self._params = params
         section, name = find_study(params, slug)
         self.parameters: Parameters = study_parameters(params, section, name, profile, overrides)
         self.family: str = params[section][name]["family"]
@@ -174,6 +176,10 @@ class Study:
     def evaluation(self, name: str, values: torch.Tensor | np.ndarray) -> None:
         """Hand per-example results to the family's arena, e.g. "tome/0.6/0" -> logits (images, classes)."""
         self._evaluations[name] = _array(values)
+
+    def experiment(self, name: str) -> Results:
+        """What the stage experiment@<name> made. Raises TokenariumError when it was not run at this profile."""
+        return open_results(self.root, self._params, name, self.profile)
 
     def progress(self, items: Iterable[Any], label: str, total: int | None = None) -> Iterable[Any]:
         """Iterate with a progress bar."""
