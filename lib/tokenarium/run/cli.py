@@ -50,6 +50,59 @@ def show(slug: OptionalSlug = None) -> None:
 
 
 @app.command()
+def papers(
+    family: Annotated[str | None, typer.Option(help="only the papers of this family, e.g. vlm")] = None,
+) -> None:
+    """List the surveyed papers and how far each is: not begun, written, smoke results, a verdict, failed."""
+    from tokenarium.run.papers import show_papers
+
+    show_papers(project_root(), family)
+
+
+@app.command()
+def new(
+    family: Annotated[str, typer.Argument(help="the paper's family, e.g. context")],
+    slug: Annotated[str, typer.Argument(help="a surveyed paper; `tokenarium papers` lists them")],
+) -> None:
+    """Begin a paper: its method, notebook, claims and tests, which fail until they are written."""
+    from tokenarium.run.new import new_paper
+
+    root = project_root()
+    for path in new_paper(root, family, slug):
+        print(f"{path.relative_to(root)}: written")
+    print(f"Write the method first; `tokenarium check-notebooks {slug}` and `make test` say what is still missing.")
+
+
+@app.command()
+def diff(
+    slug: Slug,
+    revision: Annotated[str, typer.Argument(help="a git revision, e.g. HEAD~1 or v0.1")],
+    revision2: Annotated[str | None, typer.Argument(help="compare with this one instead of the working tree")] = None,
+) -> None:
+    """Show what changed in a study's results since a revision: verdict, claims, metrics, parameters, versions."""
+    from tokenarium.run.diff import show_diff
+
+    root = project_root()
+    find_study(load_params(root), slug)
+    show_diff(root, slug, revision, revision2)
+
+
+@app.command()
+def check_notebooks(
+    slug: Annotated[str | None, typer.Argument(help="a paper or an arena; all without it")] = None,
+) -> None:
+    """Say, one line each, what in the notebooks breaks the rules that all of them keep; runs nothing."""
+    from tokenarium.run.notebook_check import check_notebooks
+
+    problems = check_notebooks(project_root(), slug)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    if problems:
+        raise typer.Exit(2)
+    print("The notebooks keep the rules." if slug is None else f"The notebook of {slug} keeps the rules.")
+
+
+@app.command()
 def check() -> None:
     """Say whether the committed results belong to this code, without running anything."""
     from tokenarium.run import pipeline
