@@ -1,15 +1,19 @@
 """The command line: an expected mistake is one line on stderr and exit status 2; light commands stay light."""
 
 import json
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tokenarium import models
 from tokenarium.errors import TokenariumError
-from tokenarium.run import cli, execute, pipeline
+from tokenarium.run import cli, execute, notebook_check, pipeline
+from tokenarium.study.parameters import project_root
 
+ROOT = project_root(Path(__file__).parent)
 SLOW = ("torch", "transformers", "matplotlib", "pandas", "IPython", "papermill")
 
 
@@ -39,6 +43,14 @@ def tokenarium(project, monkeypatch, capsys):
         (["show", "tinny"], "params.yaml has no paper 'tinny'; did you mean tiny?"),
         (["repro", "tinny"], "params.yaml has no paper 'tinny'; did you mean tiny?"),
         (["repro", "tinny", "--profile", "smoke"], "params.yaml has no paper 'tinny'; did you mean tiny?"),
+        (
+            ["papers", "--family", "visoin"],
+            "no surveyed paper is of the family 'visoin'; did you mean vision or video?",
+        ),
+        (["new", "context", "fassa"], "no surveyed paper is named 'fassa'; did you mean fasa?"),
+        (["new", "vision", "fasa"], "fasa is a paper of the family context, not of vision"),
+        (["diff", "tinny", "HEAD"], "params.yaml has no paper 'tinny'; did you mean tiny?"),
+        (["check-notebooks", "tinny"], "params.yaml has no paper 'tinny'; did you mean tiny?"),
         (["repro", "tiny", "--profile", "smok"], "unknown profile 'smok'; did you mean smoke?"),
     ],
 )
@@ -135,6 +147,40 @@ def test_check_says_that_all_is_well_or_what_is_not(tokenarium, monkeypatch):
     )
 
 
+def test_broken_rules_of_notebooks_are_a_line_each(tokenarium):
+    assert tokenarium("check-notebooks") == (
+        2,
+        "",
+        "notebooks/arena/toys.ipynb: is missing: write it, or take it out of params.yaml\n"
+        "notebooks/toys/tiny.ipynb: is missing: write it, or take it out of params.yaml\n",
+    )
+
+
+def test_notebooks_that_keep_the_rules_are_a_line_altogether(tokenarium, monkeypatch):
+    monkeypatch.setattr(notebook_check, "check_notebooks", lambda root, slug: [])
+    assert tokenarium("check-notebooks") == (0, "The notebooks keep the rules.\n", "")
+
+
+def test_a_paper_that_is_begun_is_listed_so(tokenarium, project):
+    shutil.copy2(ROOT / "dvc.yaml", project / "dvc.yaml")
+    shutil.copytree(ROOT / "lib/tokenarium/measure", project / "lib/tokenarium/measure")
+    (project / "lib/tokenarium/methods").mkdir()
+    (project / "lib/tokenarium/methods/__init__.py").touch()
+    code, said, error = tokenarium("new", "context", "fasa")
+    assert (code, error) == (0, "")
+    assert "notebooks/context/fasa.ipynb: written\n" in said
+    assert "params.yaml: written\n" in said
+    code, said, _ = tokenarium("papers", "--family", "context")
+    assert code == 0
+    assert said.splitlines()[-1] == "7 papers: 6 not begun, 1 begun"
+
+
+def test_a_diff_without_a_repository_is_one_line(tokenarium):
+    code, said, error = tokenarium("diff", "tiny", "HEAD")
+    assert (code, said) == (2, "")
+    assert error.startswith("tokenarium: git knows no revision 'HEAD'")
+
+
 def test_an_interruption_is_one_line(tokenarium, monkeypatch):
     def interrupted(*arguments):
         raise KeyboardInterrupt
@@ -154,7 +200,9 @@ def test_an_unexpected_mistake_keeps_its_traceback(project, monkeypatch):
         cli.main()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["study", "--help"], ["verdict", "tiny"], ["study", "tinny"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["study", "--help"], ["verdict", "tiny"], ["study", "tinny"], ["papers"]]
+)
 def test_light_commands_import_nothing_slow(project, arguments):
     code = (
         "import sys\n"

@@ -163,6 +163,23 @@ def test_a_metric_is_recorded_once(study):
         study.metric("gain", 1.0, (0.0, 2.0), how="by hand")
 
 
+@pytest.mark.parametrize(
+    ("kind", "arguments"),
+    [
+        ("table", (pd.DataFrame({"x": [1]}), "caption")),
+        ("figure", (Figure(), "caption")),
+        ("tensor", (np.zeros(2), ["token"], "note")),
+        ("evaluation", (np.zeros(2),)),
+    ],
+)
+def test_whatever_is_recorded_is_recorded_once(study, kind, arguments):
+    record = getattr(study, kind)
+    record("same", *arguments)
+    with pytest.raises(TokenariumError, match=f"{kind} 'same' is recorded twice: give the second one its own name"):
+        record("same", *arguments)
+    record("other", *arguments)
+
+
 @pytest.mark.parametrize("name", ["Gain", "gain f60", "min", "lambda", ""])
 def test_a_metric_has_a_name_that_a_rule_can_use(study, name):
     with pytest.raises(TokenariumError, match="use a name of lower-case letters"):

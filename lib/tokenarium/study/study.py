@@ -108,8 +108,7 @@ class Study:
         seeds: the same measured on every substrate seed. Raises TokenariumError, naming the metric, for NaN, infinity,
         a number without an interval and a name that is already taken.
         """
-        if name in self._metrics:
-            raise TokenariumError(f"metric '{name}' is recorded twice: give the second one its own name")
+        _free("metric", name, self._metrics)
         if not isinstance(value, Interval):
             if interval is None or how is None:
                 raise TokenariumError(f"metric '{name}' needs interval=(low, high) and how it was made")
@@ -128,21 +127,25 @@ class Study:
     def table(self, name: str, frame: pd.DataFrame, caption: str) -> HTML:
         """Record a table (tables/<name>.csv) and return it for display, numbers and their intervals in one cell.
 
-        Columns `x_low` and `x_high` are the interval of column `x`.
+        Columns `x_low` and `x_high` are the interval of column `x`. Raises TokenariumError for a name that is taken.
         """
-        self._tables[_plain(name)] = (frame.copy(), caption)
+        self._tables[_free("table", _plain(name), self._tables)] = (frame.copy(), caption)
         body = with_intervals(frame).to_html(index=False, border=0)
         return HTML(f"<p><strong>{html.escape(caption)}</strong></p>{body}")
 
     def figure(self, name: str, figure: Figure, caption: str) -> Figure:
-        """Record a matplotlib figure (figures/<name>.svg and .png) and return it for display."""
+        """Record a matplotlib figure (figures/<name>.svg and .png) and return it for display.
+
+        Raises TokenariumError for a name that is taken.
+        """
+        _free("figure", _plain(name), self._figures)
         drawn = {}
         for kind in ("svg", "png"):
             buffer = io.BytesIO()
             metadata = {"Date": None} if kind == "svg" else {"Software": None}
             figure.savefig(buffer, format=kind, dpi=150, metadata=metadata)
             drawn[kind] = buffer.getvalue()
-        self._figures[_plain(name)] = (drawn, caption)
+        self._figures[name] = (drawn, caption)
         return figure
 
     def tensor(
@@ -157,7 +160,7 @@ class Study:
         """Record a tensor with named dimensions, to be opened later with `tokenarium.tensors(slug)`.
 
         dims: one name per axis. note: a sentence on what it is. coords: labels along some of the dimensions.
-        Raises TokenariumError when names and axes do not match, and for anything but numbers.
+        Raises TokenariumError when names and axes do not match, for anything but numbers, and for a name that is taken.
         """
         array = _array(values)
         if array.dtype.kind not in "biuf":
@@ -171,11 +174,14 @@ class Study:
             if dim not in dims or len(each) != array.shape[list(dims).index(dim)]:
                 raise TokenariumError(f"tensor '{name}': the labels of '{dim}' do not fit its shape {array.shape}")
         index = {"dims": list(dims), "note": note, "unit": unit, "coords": labels}
-        self._tensors[_plain(name)] = (array, index)
+        self._tensors[_free("tensor", _plain(name), self._tensors)] = (array, index)
 
     def evaluation(self, name: str, values: torch.Tensor | np.ndarray) -> None:
-        """Hand per-example results to the family's arena, e.g. "tome/0.6/0" -> logits (images, classes)."""
-        self._evaluations[name] = _array(values)
+        """Hand per-example results to the family's arena, e.g. "tome/0.6/0" -> logits (images, classes).
+
+        Raises TokenariumError for a name that is taken.
+        """
+        self._evaluations[_free("evaluation", name, self._evaluations)] = _array(values)
 
     def experiment(self, name: str) -> Results:
         """What the stage experiment@<name> made. Raises TokenariumError when it was not run at this profile."""
@@ -337,6 +343,12 @@ def _array(values: torch.Tensor | np.ndarray) -> np.ndarray:
         if values.is_floating_point() and values.element_size() < 4:
             values = values.float()  # NumPy knows no bfloat16
     return np.array(values, order="C")
+
+
+def _free(kind: str, name: str, taken: Mapping[str, Any]) -> str:
+    if name in taken:
+        raise TokenariumError(f"{kind} '{name}' is recorded twice: give the second one its own name")
+    return name
 
 
 def _plain(name: str) -> str:
