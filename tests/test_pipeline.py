@@ -135,10 +135,8 @@ def test_a_paper_reads_nothing_that_its_notebook_does_not_import(slug):
     for entry in set(reads):
         if entry.startswith("lib/"):
             assert (ROOT / entry).exists()
-            inside = [other for other in reads if other != entry and covers(other, entry)]
-            # A place that is left over names a file of a folder that is read anyway, or an empty package.
-            fills = inside or (entry.endswith("/__init__.py") and not holds_code(entry))
-            assert fills or any(covers(entry, path) for path in files), entry
+            assert any(covers(entry, path) for path in files), entry
+            assert not [other for other in reads if other != entry and covers(other, entry)], entry
     assert {entry for entry in reads if entry.startswith("data/")} == {f"data/{name}" for name in data}
     opened = re.findall(r"study\.experiment\(\"(.+?)\"\)", notebook_code(paper_notebook(slug)))
     assert {entry for entry in reads if entry.startswith("experiments/")} == set(map(experiment_path, opened))

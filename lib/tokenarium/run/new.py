@@ -99,32 +99,16 @@ def add_entry(text: str, section: str, entry: str) -> str:
 
 
 def fill_reads(root: Path, reads: list[str]) -> list[str]:
-    """`reads` of a paper with all that every paper reads, filled up to the number of places that dvc.yaml has.
+    """`reads` of a paper with all that every paper reads, its last entry repeated up to the places that dvc.yaml has.
 
-    DVC's templates know no lists of free length, so the places that are left over name empty packages above the method,
-    and single files of folders that are read anyway: they make nothing stale that was not stale before.
-    Raises TokenariumError when there are more than there are places, or not enough to fill them.
+    Raises TokenariumError when there are more than there are places.
     """
     stages = yaml.safe_load((root / "dvc.yaml").read_text(encoding="utf-8"))["stages"]
     places = sum("item.reads[" in dep for dep in stages.get("paper", {}).get("do", {}).get("deps", ()))
     reads = list(dict.fromkeys([*reads, *READ_BY_ALL]))
-    packages = [
-        (parent / "__init__.py").as_posix()
-        for name in reads
-        for parent in Path(name).parents
-        if name.endswith(".py") and (root / parent / "__init__.py").is_file()
-    ]
-    empty = [name for name in packages if not (root / name).read_text(encoding="utf-8").strip()]
-    inside = [
-        path.relative_to(root).as_posix()
-        for name in reads
-        if name.startswith("lib/") and (root / name).is_dir()
-        for path in sorted((root / name).glob("*.py"))
-    ]
-    filled = list(dict.fromkeys([*reads, *empty, *inside]))[: max(places, len(reads))]
-    if len(filled) != places:
-        raise TokenariumError(f"dvc.yaml has {places} places for what a paper reads and {len(filled)} are to be filled")
-    return filled
+    if len(reads) > places:
+        raise TokenariumError(f"dvc.yaml has {places} places for what a paper reads, and this one reads {len(reads)}")
+    return reads + reads[-1:] * (places - len(reads))
 
 
 def _entry(paper: Paper, reads: list[str]) -> str:
