@@ -15,6 +15,7 @@ from torch import Tensor
 from tokenarium.measure import classification
 from tokenarium.measure.bootstrap import Interval, bootstrap, bootstrap_columns, paired_bootstrap
 from tokenarium.measure.flops import fraction, match_budget
+from tokenarium.methods.vision.harness.batches import over_batches
 from tokenarium.methods.vision.harness.runner import Reducer, run
 from tokenarium.models.vision import Substrate
 
@@ -65,9 +66,10 @@ def evaluate(
 ) -> Evaluation:
     """Run the first `limit` images of the substrate through its model with `reducer` in every block."""
     reducer = reducer or Reducer()
-    runs = [
-        run(substrate.model, pixels, reducer, proportional_attention) for pixels in substrate.batches(batch_size, limit)
-    ]
+    batches = substrate.batches(batch_size, limit)
+    runs = over_batches(
+        lambda pixels: run(substrate.model, pixels, reducer, proportional_attention), batches, substrate.model.device
+    )
     shape = substrate.shape
     return Evaluation(
         torch.cat([one.logits for one in runs]).float().cpu(),

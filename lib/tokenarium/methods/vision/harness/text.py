@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from transformers import BertModel, PreTrainedTokenizerBase
 
+from tokenarium.methods.vision.harness.batches import over_batches
+
 
 @dataclass(frozen=True)
 class RetrievalSet:
@@ -46,7 +48,6 @@ def first_sentence_retrieval(
     raise ValueError(f"only {len(queries)} of {count} paragraphs have {shortest} to {longest} WordPieces")
 
 
-@torch.no_grad()
 def embed_by_length(
     texts: Sequence[str],
     tokenizer: PreTrainedTokenizerBase,
@@ -65,10 +66,18 @@ def embed_by_length(
     for index, tokens in enumerate(ids):
         by_length[len(tokens)].append(index)
     embeddings = torch.empty(len(texts), model.config.hidden_size)
-    for indices in by_length.values():
-        for start in range(0, len(indices), batch_size):
-            batch = indices[start : start + batch_size]
-            hidden, weight = encode(torch.tensor([ids[index] for index in batch], device=model.device))
-            pooled = (hidden * weight[..., None]).sum(dim=1) / weight.sum(dim=1, keepdim=True)
-            embeddings[batch] = torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
+    batches = [
+        indices[start : start + batch_size]
+        for indices in by_length.values()
+        for start in range(0, len(indices), batch_size)
+    ]
+
+    @torch.no_grad()
+    def embed(batch: list[int]) -> Tensor:
+        hidden, weight = encode(torch.tensor([ids[index] for index in batch], device=model.device))
+        pooled = (hidden * weight[..., None]).sum(dim=1) / weight.sum(dim=1, keepdim=True)
+        return torch.nn.functional.normalize(pooled.float(), dim=-1).cpu()
+
+    for batch, embedded in zip(batches, over_batches(embed, batches, model.device), strict=True):
+        embeddings[batch] = embedded
     return embeddings
