@@ -9,6 +9,7 @@ from typing import Any
 from tokenarium.errors import TokenariumError
 from tokenarium.files import sha256, write_json
 from tokenarium.measure.claims import Metric, judge, load_claims
+from tokenarium.report.distance import distances, paper_values
 from tokenarium.study.parameters import ARENA
 
 EVIDENCE_KEYS = (
@@ -67,9 +68,13 @@ def write_verdict(root: Path, slug: str) -> Path:
         "files": _digests(root / "reports" / slug),
     }
     if not slug.startswith(ARENA):
-        claims = load_claims(root / "notebooks" / evidence["family"] / f"{slug}.claims.yaml")
+        claims_file = root / "notebooks" / evidence["family"] / f"{slug}.claims.yaml"
+        claims = load_claims(claims_file)
         metrics = {name: Metric.from_dict(name, entry) for name, entry in evidence["metrics"].items()}
         record["judgement"] = judge(claims, metrics, evidence["profile"]).to_dict()
+        # Only the paper's own checkpoints and data can be near its figures.
+        if evidence["profile"] == "gpu" and (values := paper_values(claims_file)):
+            record["distances"] = distances(values, evidence["metrics"])
     path = root / "verdicts" / f"{slug.replace('/', '-')}.json"
     write_json(path, record)
     return path
