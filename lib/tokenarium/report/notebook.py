@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 
-from tokenarium.errors import TokenariumError
+from tokenarium.report.verdicts import read_record
 
 # What a page without a kernel and without a network can show.
 KINDS = ("text/html", "text/markdown", "text/latex", "image/svg+xml", "image/png", "image/jpeg", "text/plain")
@@ -22,10 +22,8 @@ def page_source(path: Path, figures: Mapping[str, str], link: str, title: str) -
     image takes as alt text the caption that its cell gave it; figures: captions by name. link: Markdown put below the
     title; title: for a notebook that has none. Raises TokenariumError for a file that is no notebook.
     """
-    try:
-        notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
-    except (OSError, ValueError, nbformat.reader.NotJSONError) as error:
-        raise TokenariumError(f"{path} is damaged ({error}): remove it, then run `dvc repro` or `dvc pull`") from None
+    read_record(path, ("cells", "nbformat"), "remove it and run `dvc checkout` or `dvc repro`")
+    notebook = nbformat.reads(path.read_text(encoding="utf-8"), as_version=4)
     cells = []
     for cell in notebook.cells:
         made = {"cell_type": cell.cell_type, "source": cell.source, "metadata": {}}

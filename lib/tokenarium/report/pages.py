@@ -18,7 +18,14 @@ from tokenarium.report.distance import BETTER, WITHIN
 from tokenarium.report.history import previous_run
 from tokenarium.report.notebook import page_source
 from tokenarium.report.site import build_site, tensor_page
-from tokenarium.report.studies import limits_of_arena, load_failure, load_studies, matrix_rows, page_name
+from tokenarium.report.studies import (
+    families_of,
+    limits_of_arena,
+    load_failure,
+    load_studies,
+    matrix_rows,
+    page_name,
+)
 from tokenarium.study.parameters import load_params
 
 # How good an outcome is, for its colour: the word itself always stands there too.
@@ -42,26 +49,33 @@ def write_report(root: Path, catalogue: Sequence[Mapping[str, str]] = ()) -> lis
     Raises TokenariumError when a study's file is missing or damaged; the last report then stays.
     """
     studies = load_studies(root)
+    site = build_site(root, site_pages(root, studies, catalogue), studies)
+    readme = root / "reports" / "README.md"
     papers = [study for study in studies if "judgement" in study]
     arenas = [study for study in studies if "judgement" not in study]
-    known = load_params(root)["papers"]
-    rows = matrix_rows(papers, known, catalogue)
-    families = sorted({study["family"] for study in studies})
+    with write_whole(readme) as file:
+        file.write(_README.get_template("readme.md.jinja").render(papers=papers, arenas=arenas))
+    return [readme, site / "index.html"]
+
+
+def site_pages(
+    root: Path, studies: Sequence[Mapping[str, Any]], catalogue: Sequence[Mapping[str, str]] = ()
+) -> dict[str, str]:
+    """Source of every page of the site by its path: MyST Markdown, and notebooks as myst-nb reads them."""
+    papers = {study["slug"]: study for study in studies if "judgement" in study}
+    arenas = {study["family"]: study for study in studies if "judgement" not in study}
+    families = families_of(studies)
+    rows = matrix_rows(studies, load_params(root)["papers"], catalogue)
     pages = {"index.md": _render("index.md.jinja", rows=rows, studies=studies, families=families, **_summary(rows))}
     for family in families:
-        arena = next((study for study in arenas if study["family"] == family), None)
-        shown = _with_pages(root, arena, pages) if arena else None
+        shown = _with_pages(root, arenas[family], pages) if family in arenas else None
         members = [row for row in rows if row["family"] == family]
         pages[f"families/{family}.md"] = _render(
             "family.md.jinja", family=family, study=shown, rows=members, limits=limits_of_arena(root, family)
         )
-    for study in papers:
-        pages[f"papers/{study['slug']}.md"] = _render("paper.md.jinja", study=_with_pages(root, study, pages))
-    site = build_site(root, pages, studies, families)
-    readme = root / "reports" / "README.md"
-    with write_whole(readme) as file:
-        file.write(_README.get_template("readme.md.jinja").render(papers=papers, arenas=arenas))
-    return [readme, site / "index.html"]
+    for slug, study in papers.items():
+        pages[f"papers/{slug}.md"] = _render("paper.md.jinja", study=_with_pages(root, study, pages))
+    return pages
 
 
 def _with_pages(root: Path, study: Mapping[str, Any], pages: dict[str, str]) -> dict[str, Any]:

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenarium.errors import TokenariumError
 from tokenarium.files import locked, replace_directory, sha256, write_whole
-from tokenarium.report.studies import page_name
+from tokenarium.report.studies import families_of, page_name
 
 _CODE = Path(__file__).parent
 _TOOLS = ("Sphinx", "docutils", "furo", "myst-nb", "myst-parser", "Pygments")
@@ -27,7 +29,7 @@ _TOOLS = ("Sphinx", "docutils", "furo", "myst-nb", "myst-parser", "Pygments")
 _SCRATCH = (".buildinfo", ".buildinfo.bak", "objects.inv")
 
 
-def build_site(root: Path, pages: Mapping[str, str], studies: Iterable[Mapping[str, Any]], families: list[str]) -> Path:
+def build_site(root: Path, pages: Mapping[str, str], studies: Sequence[Mapping[str, Any]]) -> Path:
     """Build reports/site from `pages` and return it.
 
     pages: content by path below the source folder, "papers/pitome.md" or "notebooks/pitome.ipynb". The results of the
@@ -38,11 +40,11 @@ def build_site(root: Path, pages: Mapping[str, str], studies: Iterable[Mapping[s
     with locked(root / ".tokenarium" / "locks" / "report"):
         _forget_other_code(work)
         _write_changed(work / "source", pages)
-        _run_sphinx(work, families)
+        _run_sphinx(work, families_of(studies))
         site = root / "reports" / "site"
         staged = site.with_name(".site.partial")
         shutil.rmtree(staged, ignore_errors=True)
-        shutil.copytree(work / "html", staged, ignore=shutil.ignore_patterns(*_SCRATCH))
+        shutil.copytree(work / "html", staged, ignore=shutil.ignore_patterns(*_SCRATCH), copy_function=_publish)
         for study in studies:
             _copy_results(root, study, staged / "files" / page_name(study["slug"]))
             if page := tensor_page(root, study["slug"]):
@@ -53,7 +55,7 @@ def build_site(root: Path, pages: Mapping[str, str], studies: Iterable[Mapping[s
 
 
 def tensor_page(root: Path, slug: str) -> Path | None:
-    """The page on which the tensors of `slug` are looked at, made anew when they changed; None where they are missing."""
+    """The page for looking into the tensors of `slug`, made anew when they changed; None where they are missing."""
     folder = root / "reports" / slug
     tensors = [folder / "tensors" / name for name in ("index.json", "tensors.safetensors")]
     if slug.startswith("arena/") or not all(path.is_file() for path in tensors):
@@ -62,7 +64,9 @@ def tensor_page(root: Path, slug: str) -> Path | None:
         from tokenarium.study import explorer
     except ImportError:
         return None
-    code = sorted(path for path in Path(explorer.__file__).parent.rglob("*") if path.is_file() and path.suffix != ".pyc")
+    code = sorted(
+        path for path in Path(explorer.__file__).parent.rglob("*") if path.is_file() and path.suffix != ".pyc"
+    )
     digest = hashlib.sha256("".join(map(sha256, [*tensors, *code])).encode()).hexdigest()
     page = root / ".tokenarium" / "tensor-pages" / digest / f"{page_name(slug)}.html"
     if not page.is_file():
@@ -128,6 +132,25 @@ def _drop_pages_without_source(pages: Path, source: Path) -> None:
         for path in images.iterdir():
             if path.name not in shown:
                 path.unlink()
+
+
+def _publish(source: str, target: str) -> None:
+    """Copy a file of the site without what tells a page built afresh from one built after others.
+
+    That is the checksum behind some links to scripts and styles, and words of the search that no page has any more.
+    """
+    if source.endswith(".html"):
+        page = Path(source).read_text(encoding="utf-8")
+        Path(target).write_text(re.sub(r"(\.(?:css|js))\?v=[0-9a-f]+\"", r'\1"', page), encoding="utf-8")
+    elif Path(source).name == "searchindex.js":
+        start, end = "Search.setIndex(", ")"
+        index = json.loads(Path(source).read_text(encoding="utf-8").removeprefix(start).removesuffix(end))
+        for kind in ("terms", "titleterms"):
+            index[kind] = {word: pages for word, pages in index[kind].items() if pages != []}
+        content = json.dumps(index, separators=(",", ":"), sort_keys=True)
+        Path(target).write_text(f"{start}{content}{end}", encoding="utf-8")
+    else:
+        shutil.copy2(source, target)
 
 
 def _copy_results(root: Path, study: Mapping[str, Any], target: Path) -> None:

@@ -30,6 +30,11 @@ def page_name(slug: str) -> str:
     return slug.replace("/", "-")
 
 
+def families_of(studies: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The families that have a page: those of the studies, by name."""
+    return sorted({study["family"] for study in studies})
+
+
 def matrix_rows(
     studies: Sequence[Mapping[str, Any]], known: Mapping[str, Any], catalogue: Sequence[Mapping[str, str]]
 ) -> list[dict[str, Any]]:

@@ -66,6 +66,9 @@ function makeScrollable(box) {
 }
 
 document.addEventListener("DOMContentLoaded", () => {
+  // The theme gives its two margins no names to tell them apart.
+  document.querySelector(".sidebar-drawer").ariaLabel = "Site";
+  document.querySelector(".toc-drawer").ariaLabel = "On this page";
   document.querySelectorAll("table.sortable").forEach(makeSortable);
   document.querySelectorAll("form[data-filters]").forEach(makeFilters);
   document.querySelectorAll("article *").forEach((box) => {
