@@ -469,8 +469,14 @@ def test_an_edit_that_changes_no_result_stops_at_the_paper(tree):
     assert reproduce(tree) == {"study token-transforming"}
 
 
+def test_a_changed_notebook_is_shown_even_when_no_number_changes(tree):
+    with (tree / "notebooks/vision/pitome.ipynb").open("a") as file:
+        file.write("\n# a remark\n")
+    assert reproduce(tree) == {"study pitome", "report "}
+
+
 def test_a_changed_template_rewrites_the_report_only(tree):
-    edit(tree / "lib/tokenarium/report/site.css", "body {", "body  {")
+    edit(tree / "lib/tokenarium/report/sphinx/static/site.css", ".made-with {", ".made-with  {")
     assert reproduce(tree) == {"report "}
 
 
