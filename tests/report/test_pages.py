@@ -291,7 +291,7 @@ def test_a_failed_run_is_said_to_have_failed_above_the_last_good_result(report, 
     folder = project / ".tokenarium" / "failed"
     folder.mkdir(parents=True)
     failure = {"slug": "tiny", "cell": 7, "ename": "ValueError", "evalue": "no <k>", "when": "2031-05-06"}
-    (folder / "tiny.json").write_text(json.dumps(failure | {"traceback": ["line one", "line <two>"]}))
+    (folder / "tiny.json").write_text(json.dumps(failure | {"traceback": "line one\nline <two>"}))
     pages = sources(project)
     text = pages["papers/tiny.md"].text
     assert "The last run failed; the last good result is shown. Cell 7 stopped with ValueError: no <k>" in text

@@ -141,12 +141,10 @@ def test_formulas_are_mathml_or_their_own_source():
     assert "label" not in mathml(r"x = 1 \label{eq:x}", block=True)
 
 
-def test_the_page_of_tensors_is_made_once_and_again_when_they_change(papers, monkeypatch, tmp_path):
+def test_the_page_of_tensors_is_made_once_and_again_when_they_change(papers, monkeypatch):
     calls = []
 
     class Explorer:
-        __file__ = str(tmp_path / "code" / "explorer.py")
-
         @staticmethod
         def write_page(folder, target):
             calls.append(folder)

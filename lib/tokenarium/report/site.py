@@ -77,11 +77,18 @@ def tensor_page(root: Path, slug: str) -> Path | None:
     return page
 
 
+def _code(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc")
+
+
 def _forget_other_code(work: Path) -> None:
     """Start afresh when the report's own code, or a tool, is another one than last time."""
-    code = sorted(path for path in _CODE.rglob("*") if path.is_file() and path.suffix != ".pyc")
     versions = [f"{name} {importlib.metadata.version(name)}" for name in _TOOLS]
-    lines = [*(f"{path.relative_to(_CODE)} {sha256(path)}" for path in code), *versions, platform.python_version()]
+    lines = [
+        *(f"{path.relative_to(_CODE)} {sha256(path)}" for path in _code(_CODE)),
+        *versions,
+        platform.python_version(),
+    ]
     stamp = work / "made-with"
     if stamp.is_file() and stamp.read_text(encoding="utf-8") == "\n".join(lines):
         return
