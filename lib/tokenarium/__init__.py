@@ -5,7 +5,7 @@ In a notebook: `study = tokenarium.open_study("pitome")`; afterwards: `tokenariu
 
 from typing import Any
 
-__all__ = ["open_study", "tensors"]
+__all__ = ["TensorTaps", "explore", "open_study", "show", "tensors"]
 
 
 def __getattr__(name: str) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import inspect
 import io
-import json
 import os
 import shutil
 import time
@@ -24,6 +23,7 @@ from tokenarium.markdown import cell
 from tokenarium.measure.bootstrap import Interval
 from tokenarium.measure.claims import Judgement, Metric, PaperClaims, judge, load_claims
 from tokenarium.study import OUTPUT_VARIABLE
+from tokenarium.study.dataset import INDEX_FILE, TENSORS_FILE, as_numpy
 from tokenarium.study.experiments import Results, open_results
 from tokenarium.study.parameters import Parameters, find_study, load_params, project_root, study_parameters
 from tokenarium.study.provenance import peak_memory, provenance
@@ -32,7 +32,6 @@ from tokenarium.study.tables import with_intervals
 
 if TYPE_CHECKING:
     import torch
-    import xarray as xr
     from matplotlib.figure import Figure
 
 
@@ -162,7 +161,7 @@ class Study:
         dims: one name per axis. note: a sentence on what it is. coords: labels along some of the dimensions.
         Raises TokenariumError when names and axes do not match, for anything but numbers, and for a name that is taken.
         """
-        array = _array(values)
+        array = as_numpy(values)
         if array.dtype.kind not in "biuf":
             raise TokenariumError(f"tensor '{name}' holds {array.dtype}: record numbers")
         if array.ndim != len(dims):
@@ -181,7 +180,7 @@ class Study:
 
         Raises TokenariumError for a name that is taken.
         """
-        self._evaluations[_free("evaluation", name, self._evaluations)] = _array(values)
+        self._evaluations[_free("evaluation", name, self._evaluations)] = as_numpy(values)
 
     def experiment(self, name: str) -> Results:
         """What the stage experiment@<name> made. Raises TokenariumError when it was not run at this profile."""
@@ -262,9 +261,9 @@ class Study:
                     file.write(content)
         for subfolder in ("tables", "figures"):
             (folder / subfolder).mkdir(exist_ok=True)
-        with write_whole(folder / "tensors" / "tensors.safetensors", "wb") as file:
+        with write_whole(folder / "tensors" / TENSORS_FILE, "wb") as file:
             file.write(save({name: array for name, (array, _) in self._tensors.items()}))
-        write_json(folder / "tensors" / "index.json", {name: index for name, (_, index) in self._tensors.items()})
+        write_json(folder / "tensors" / INDEX_FILE, {name: index for name, (_, index) in self._tensors.items()})
         with write_whole(folder / "evaluations" / "results.safetensors", "wb") as file:
             file.write(save(self._evaluations))
         write_json(
@@ -284,43 +283,6 @@ class Study:
         return self.claims
 
 
-def tensors(slug: str, root: Path | None = None) -> xr.Dataset:
-    """Tensors of a finished study as an xarray Dataset with named dimensions.
-
-    A dimension that has another length, or other labels, in another tensor carries the tensor's name: `token` becomes
-    `energy.token`. Looks in reports/<slug>, then in the scratch of a notebook run by hand. Raises TokenariumError when
-    neither exists.
-    """
-    import xarray as xr
-    from safetensors.numpy import load_file
-
-    root = project_root(root)
-    for folder in (root / "reports" / slug / "tensors", root / ".tokenarium" / "by-hand" / slug / "tensors"):
-        if (folder / "index.json").is_file():
-            break
-    else:
-        section, name = find_study(load_params(root), slug)
-        stage = f"{section.removesuffix('s')}@{name}"
-        raise TokenariumError(f"no tensors of {slug}: run `dvc repro {stage}`, or `dvc pull` where a remote holds them")
-    index = json.loads((folder / "index.json").read_text(encoding="utf-8"))
-    arrays = load_file(folder / "tensors.safetensors")
-    lengths: dict[str, set[int]] = {}
-    labels: dict[str, set[str]] = {}
-    for name, entry in index.items():
-        for dim, length in zip(entry["dims"], arrays[name].shape, strict=True):
-            lengths.setdefault(dim, set()).add(length)
-        for dim, each in entry["coords"].items():
-            labels.setdefault(dim, set()).add(json.dumps(each))
-    shared = {dim for dim in lengths if len(lengths[dim]) == 1 and len(labels.get(dim, ())) <= 1}
-    variables = {}
-    for name, entry in index.items():
-        own = {dim: dim if dim in shared else f"{name}.{dim}" for dim in entry["dims"]}
-        coords = {own[dim]: each for dim, each in entry["coords"].items()}
-        attributes = {"long_name": entry["note"], "units": entry["unit"]}
-        variables[name] = xr.DataArray(arrays[name], dims=list(own.values()), coords=coords, attrs=attributes)
-    return xr.Dataset(variables)
-
-
 def _verdict_text(judgement: Judgement) -> str:
     """The verdict of one run as Markdown: a line, then a table of the claims with the numbers put in."""
     lines = [f"## Verdict at profile `{judgement.profile}`: {judgement.verdict}", ""]
@@ -334,15 +296,6 @@ def _verdict_text(judgement: Judgement) -> str:
         working = cell("; ".join(gate.working))
         lines.append(f"| gate {gate.gate.id} | {'open' if gate.passed else 'closed'} | {working} |")
     return "\n".join(lines)
-
-
-def _array(values: torch.Tensor | np.ndarray) -> np.ndarray:
-    """A contiguous copy, so that what the notebook does to `values` later does not change the record."""
-    if hasattr(values, "detach"):
-        values = values.detach().cpu()
-        if values.is_floating_point() and values.element_size() < 4:
-            values = values.float()  # NumPy knows no bfloat16
-    return np.array(values, order="C")
 
 
 def _free(kind: str, name: str, taken: Mapping[str, Any]) -> str:
