@@ -203,6 +203,11 @@ class TensorTaps:
     # What was found
 
     @property
+    def size(self) -> int:
+        """Bytes of all samples."""
+        return sum(point.bytes for points in self._groups.values() for point in points)
+
+    @property
     def left_out(self) -> dict[str, str]:
         """For each variable that is not whole, what is missing and why."""
         found = {}
@@ -238,8 +243,7 @@ class TensorTaps:
 
     def __repr__(self) -> str:
         state = "open" if self._open is not None else "closed"
-        size = sum(point.bytes for points in self._groups.values() for point in points)
-        lines = [f"TensorTaps ({state}): {size / 2**20:.1f} MiB of samples"]
+        lines = [f"TensorTaps ({state}): {self.size / 2**20:.1f} MiB of samples"]
         for variable, points in self._groups.items():
             missing = f"; left out: {self.left_out[variable]}" if variable in self.left_out else ""
             lines.append(f"  {variable}: {len(points)} x ({', '.join(points[0].dims) if points else ''}){missing}")
@@ -359,7 +363,7 @@ class TensorTaps:
         # Without a fair share the first layers would use up all the bytes and the last ones have none.
         left = self.max_bytes // max(1, self._places + len(self._handed)) - (point.bytes if shared is None else shared)
         fits = left // bytes_each if bytes_each else room
-        if 0 < room and fits < room:
+        if room > 0 and fits < room:
             point.too_large = True
         return max(0, min(room, fits))
 
