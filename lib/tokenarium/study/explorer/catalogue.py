@@ -111,7 +111,9 @@ def first_state(catalog: Mapping[str, Any], run: str | None = None, tensor: str 
         raise TokenariumError(f"no run '{run}'; {nearest(run, catalog['runs'])}")
     tensors = catalog["runs"][run]["tensors"]
     if tensor is None:
-        tensor = next((name for name, spec in tensors.items() if "tokens" in spec["roles"].values()), next(iter(tensors)))
+        tensor = next(
+            (name for name, spec in tensors.items() if "tokens" in spec["roles"].values()), next(iter(tensors))
+        )
     if tensor not in tensors:
         raise TokenariumError(f"no tensor '{tensor}'; {nearest(tensor, tensors)}")
     spec = tensors[tensor]
