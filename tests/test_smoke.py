@@ -5,8 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 import yaml
+from nbclient import NotebookClient
 
 from tokenarium.run import pipeline
 from tokenarium.study.parameters import load_params, project_root
@@ -62,6 +64,18 @@ def test_a_notebook_repeats_its_metrics_exactly(tree, slug):
     before = metrics.read_bytes()
     subprocess.run([sys.executable, "-m", "tokenarium.run.cli", "study", slug], cwd=tree, check=True)
     assert metrics.read_bytes() == before
+
+
+def test_the_tutorial_runs_on_smoke_results(tree):
+    notebook = nbformat.read(tree / "notebooks" / "inspect.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tree / "notebooks")}}).execute()
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    kinds = {kind for output in outputs for kind in output.get("data", {})}
+    assert {"application/vnd.jupyter.widget-view+json", "image/png", "text/html"} <= kinds
+    states = notebook.metadata.widgets["application/vnd.jupyter.widget-state+json"]["state"].values()
+    (explorer,) = [each["state"] for each in states if each["model_module"] == "anywidget"]
+    assert explorer["state"]["tensor"] == "energy"
+    assert explorer["state"]["roles"] == {"image": "facets", "token": "tokens"}
 
 
 def test_committed_results_belong_to_the_committed_code():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
@@ -45,6 +45,7 @@ def positions(length):
     return st.one_of(anywhere, st.slices(length), st.lists(anywhere, max_size=4).map(lambda each: np.array(each, int)))
 
 
+@settings(deadline=None)
 @given(key=st.tuples(*(positions(length) for length in VALUES.shape)))
 def test_any_outer_index_reads_what_numpy_finds(folder, key):
     expected = VALUES

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pytest
 import xarray as xr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import save_file
@@ -136,6 +136,7 @@ def test_nothing_to_explore_is_a_clear_error():
 # Slices
 
 
+@settings(deadline=None)
 @given(data=st.data())
 def test_a_served_part_is_the_numpy_slice(data):
     values = np.arange(3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5)
@@ -216,6 +217,7 @@ VALUES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(values=VALUES)
 def test_packing_loses_nothing(values):
     found, name = packed(values)

@@ -269,6 +269,7 @@ def _of_revision(root: Path, slug: str, revision: str) -> Path:
         return kept
     from dvc.api import DVCFileSystem
     from dvc.exceptions import DvcException
+    from dvc_data.index import DataIndexDirError
 
     staged = kept.with_name(".tensors.partial")
     shutil.rmtree(staged, ignore_errors=True)
@@ -277,7 +278,7 @@ def _of_revision(root: Path, slug: str, revision: str) -> Path:
         files = DVCFileSystem(str(root), rev=commit)
         for name in (INDEX_FILE, TENSORS_FILE):
             files.get_file(f"reports/{slug}/tensors/{name}", str(staged / name))
-    except (OSError, DvcException) as error:
+    except (OSError, DvcException, DataIndexDirError) as error:
         shutil.rmtree(staged)
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TokenariumError(
