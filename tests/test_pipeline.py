@@ -488,6 +488,13 @@ def test_what_python_leaves_beside_the_code_is_no_change(tree):
     assert reproduce(tree) == set()
 
 
+def test_what_a_failed_save_leaves_beside_a_model_is_no_change(tree):
+    left = tree / "models/vit-fmnist/.seed1.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    assert reproduce(tree) == set()
+
+
 def test_a_failed_run_leaves_the_last_good_results(tree):
     before = snapshot(tree)
     path = tree / "lib/tokenarium/methods/vision/token_transforming.py"
