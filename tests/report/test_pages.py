@@ -97,6 +97,14 @@ def test_every_link_of_the_readme_leads_to_a_file(readme, project):
     assert all((project / "reports" / target).is_file() for target in local)
 
 
+def test_parameters_that_were_set_by_hand_are_told_in_the_readme(readme, project):
+    assert "set by hand" not in readme()
+    verdict = project / "verdicts" / "tiny.json"
+    verdict.write_text(json.dumps(json.loads(verdict.read_text()) | {"overridden": True}))
+    written, _ = write_report(project)
+    assert "**Overridden**: parameters of this run were set by hand" in written.read_text()
+
+
 def test_the_readme_takes_no_text_for_markup(readme):
     text = readme()
     assert not re.search(r"<[a-zA-Z/!?]", text)

@@ -56,6 +56,16 @@ def test_smoke_is_labelled(project, finish, shown):
     assert "verdict: inconclusive (smoke profile: not evidence)" in text
 
 
+def test_parameters_that_were_set_by_hand_are_told(project, finish, shown):
+    finish()
+    evidence = project / "reports" / "tiny" / "evidence.json"
+    write_verdict(project, "tiny")
+    assert "set by hand" not in shown(show_paper, "tiny")
+    evidence.write_text(json.dumps(json.loads(evidence.read_text()) | {"overridden": True}))
+    write_verdict(project, "tiny")
+    assert "overridden: parameters of this run were set by hand" in shown(show_paper, "tiny")
+
+
 def test_a_closed_gate_says_why(project, finish, shown, change):
     finish()
     change(project / "notebooks" / "toys" / "tiny.claims.yaml", "top1 >= 80", "top1 >= 95")

@@ -47,6 +47,8 @@ def show_paper(tree: Path, slug: str, console: Console | None = None) -> None:
         )
     if judgement["note"]:
         console.print(f"[italic]{escape(judgement['note'])}[/]")
+    if record.get("overridden"):
+        console.print("[bold]overridden[/]: parameters of this run were set by hand and are not those of params.yaml")
     if record["profile"] == "smoke":
         console.print("[bold reverse] SMOKE [/] a check of the road, on a model trained for seconds: no evidence")
     console.print(f"verdict: [bold]{_coloured(judgement['verdict'])}[/] ({escape(judgement['reason'])})")
