@@ -180,9 +180,14 @@ def verdict(slug: Slug) -> None:
 def report() -> None:
     """Collect all verdicts into reports/README.md and the web page reports/site."""
     from tokenarium.report.pages import write_report
+    from tokenarium.study.catalogue import catalogue
 
     root = project_root()
-    for path in write_report(root):
+    surveyed = [
+        {"slug": paper.slug, "title": paper.title, "family": paper.family, "arxiv": paper.arxiv}
+        for paper in catalogue().values()
+    ]
+    for path in write_report(root, surveyed):
         print(f"{Path(path).relative_to(root)}: written")
 
 
