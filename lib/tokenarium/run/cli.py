@@ -191,6 +191,14 @@ def report() -> None:
         print(f"{Path(path).relative_to(root)}: written")
 
 
+@app.command()
+def gpu() -> None:
+    """Show who holds GPU memory on this machine and who waits for it."""
+    from tokenarium.run.gpu.show import show_gpus
+
+    show_gpus()
+
+
 def main() -> None:
     """Entry point: an expected mistake is one line on stderr and exit status 2."""
     try:

@@ -14,6 +14,7 @@ from tokenarium.words import PROFILES, nearest
 
 PARAMS_FILE = "params.yaml"
 SECTIONS = ("profile", "seeds", "data", "models", "recipes", "families", "experiments", "papers", "arenas")
+OPTIONAL_SECTIONS = ("resources",)  # checked by tokenarium.run.resources, where it is used
 ENTRY_NAMES = {
     "models": "model",
     "recipes": "recipe",
@@ -92,8 +93,9 @@ def load_params(root: Path) -> dict[str, Any]:
     if not isinstance(params, dict):
         raise TokenariumError(f"{path.name} must be a mapping with the sections {', '.join(SECTIONS)}")
     for section in params:
-        if section not in SECTIONS:
-            raise TokenariumError(f"{path.name} has an unknown section '{section}'; {nearest(section, SECTIONS)}")
+        known = (*SECTIONS, *OPTIONAL_SECTIONS)
+        if section not in known:
+            raise TokenariumError(f"{path.name} has an unknown section '{section}'; {nearest(section, known)}")
     for section in SECTIONS:
         if section not in params:
             raise TokenariumError(f"{path.name} lacks the section '{section}'")

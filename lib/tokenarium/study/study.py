@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -22,10 +22,12 @@ from tokenarium.files import replace_directory, write_json, write_whole
 from tokenarium.markdown import cell
 from tokenarium.measure.bootstrap import Interval
 from tokenarium.measure.claims import Judgement, Metric, PaperClaims, judge, load_claims
+from tokenarium.run.gpu import confine, reserve
 from tokenarium.study import OUTPUT_VARIABLE
+from tokenarium.study.batches import halving
 from tokenarium.study.dataset import INDEX_FILE, TENSORS_FILE, as_numpy
 from tokenarium.study.experiments import Results, open_results
-from tokenarium.study.parameters import Parameters, find_study, load_params, project_root, study_parameters
+from tokenarium.study.parameters import ARENA, Parameters, find_study, load_params, project_root, study_parameters
 from tokenarium.study.provenance import peak_memory, provenance
 from tokenarium.study.style import use_style
 from tokenarium.study.tables import with_intervals
@@ -33,6 +35,8 @@ from tokenarium.study.tables import with_intervals
 if TYPE_CHECKING:
     import torch
     from matplotlib.figure import Figure
+
+T = TypeVar("T")
 
 
 def open_study(
@@ -67,9 +71,10 @@ class Study:
         self.parameters: Parameters = study_parameters(params, section, name, profile, overrides)
         self.family: str = params[section][name]["family"]
         self.seeds: list[int] = list(params["seeds"])
-        self.device = torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        self.lease = reserve(params, f"{section.removesuffix('s')}@{name}", profile)
+        if self.lease:
+            confine(self.lease)
+        self.device = torch.device("cuda" if self.lease else "mps" if torch.backends.mps.is_available() else "cpu")
         self.dtype = torch.float32
         self.claims: PaperClaims | None = None
         if section == "papers":
@@ -191,6 +196,22 @@ class Study:
         from tqdm.auto import tqdm
 
         return tqdm(items, desc=label, total=total, mininterval=1.0)
+
+    def batched(self, work: Callable[[int], T], batch_size: int, *, independent: bool) -> T:
+        """Call `work(batch_size)`, and where memory runs out again with half the batch, at most three times.
+
+        independent: no example of a batch changes the result of another, so that the batch size changes nothing; where
+        it does, nothing is tried again. `work` starts from the beginning each time.
+        Raises TokenariumError, with what to change, when the memory does not suffice.
+        """
+        return halving(work, batch_size, 3 if independent else 0, self._out_of_memory)
+
+    def _out_of_memory(self, batch_size: int) -> str:
+        stage = f"{'arena' if self.claims is None else 'paper'}@{self.slug.removeprefix(ARENA)}"
+        more = (
+            f"declare more gpu_memory_gb for {stage} under `resources`" if self.lease else "run it on a larger machine"
+        )
+        return f"{self.slug} is out of memory on {self.device} at batch size {batch_size}: lower it, or {more}"
 
     # Showing
 
