@@ -38,9 +38,10 @@ lint: $(READY)  ## ruff, format and lint, on code and notebooks
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@jupyter lab --ip=127.0.0.1 notebooks
 
-bench: $(READY)  ## time the matching functions against plain loops, and what taps cost, as ratios
+bench: $(READY)  ## time matching, taps and GPU leases, as ratios in one run each
 	@python -m benchmarks.matching
 	@python -m benchmarks.taps
+	@python -m benchmarks.gpu_lease
 
 check: $(READY)  ## say whether the committed results belong to this code, without running anything
 	@tokenarium check
