@@ -70,7 +70,7 @@ def browser():
 
 @pytest.fixture
 def page(browser, site):
-    """A tab; fails the test for an error or a warning in the console and for a request beyond the folder of the site."""
+    """A tab; fails the test for an error or a warning in the console, and for a request beyond the site's folder."""
     page = browser.new_page(viewport={"width": 1280, "height": 900})
     page.set_default_timeout(60_000)
     said, asked = [], []
