@@ -7,12 +7,12 @@ name it in `DATASETS`; the digests to pin are named by the error of the first fe
 import difflib
 from pathlib import Path
 
-from tokenarium.data import debian_reference, fashion_mnist
+from tokenarium.data import debian_reference, fashion_mnist, tokenizers
 from tokenarium.data.fetching import differences, make
 from tokenarium.data.sources import Asset, Progress
 from tokenarium.errors import TokenariumError
 
-DATASETS = {module.DATASET.name: module.DATASET for module in (fashion_mnist, debian_reference)}
+DATASETS = {module.DATASET.name: module.DATASET for module in (fashion_mnist, debian_reference, tokenizers)}
 
 
 def directory(name: str, root: Path | str) -> Path:

@@ -6,9 +6,9 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from tokenarium.data import hub, packages
+from tokenarium.data import archives, hub, packages
 from tokenarium.data.progress import progress_bar
-from tokenarium.data.sources import Asset, Progress
+from tokenarium.data.sources import Archive, Asset, Package, Progress
 from tokenarium.errors import TokenariumError
 from tokenarium.files import explained, locked, replace_directory, sha256
 
@@ -39,7 +39,7 @@ def make(asset: Asset, target: Path, *, source: str | None = None, progress: Pro
         members = {}
         for done, each in enumerate(sources):
             step(done, len(sources) + 1, f"fetching {each}")
-            members |= hub.collect(each) if from_hub else packages.collect(each, work / "members")
+            members |= hub.collect(each) if from_hub else _collect(each, work / "members" / str(done))
         step(len(sources), len(sources) + 1, "writing")
         (asset.hub.normalise if from_hub else asset.normalise)(members, made)
         if wrong := differences(asset, made):
@@ -49,6 +49,11 @@ def make(asset: Asset, target: Path, *, source: str | None = None, progress: Pro
             )
         replace_directory(made, target)
         return True
+
+
+def _collect(package: Package | Archive, into: Path) -> dict[str, Path]:
+    collect = archives.collect if isinstance(package, Archive) else packages.collect
+    return {f"{package.prefix}{member}": file for member, file in collect(package, into).items()}
 
 
 def differences(asset: Asset, folder: Path) -> list[str]:

