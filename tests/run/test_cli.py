@@ -127,7 +127,7 @@ def test_repro_shows_what_it_made_where_it_made_it(tokenarium, project, finish, 
     seen = []
     code, shown, _ = tokenarium("repro", *slug, "--profile", "cpu")
     assert code == 0
-    assert seen == [(slug[0] if slug else None, "cpu")]
+    assert seen == [(slug or None, "cpu")]
     assert "reproduced" in shown
     assert f"{project}/reports/" in shown
 

@@ -23,16 +23,36 @@ Profile = Annotated[str | None, typer.Option(help="smoke, cpu or gpu; params.yam
 
 
 @app.command()
-def repro(slug: OptionalSlug = None, profile: Profile = None) -> None:
-    """Reproduce a paper, or all, with DVC; ends with claims, verdict and where the report lies."""
+def repro(
+    targets: Annotated[
+        list[str] | None, typer.Argument(help="papers (pitome) or DVC stages (model@minilm-l6); all without any")
+    ] = None,
+    profile: Profile = None,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, help="run so many stages at a time, on Ray; one without it")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="a Ray cluster whose nodes share this file system, instead of this machine")
+    ] = None,
+    dry: Annotated[bool, typer.Option("--dry", help="print what would run and how long it takes, run nothing")] = False,
+) -> None:
+    """Reproduce papers or stages, or all, with DVC; ends with claims, verdict and where the report lies."""
     from tokenarium.report.terminal import show_paper, show_report
     from tokenarium.run import pipeline
 
     root = project_root()
-    tree = pipeline.repro(root, slug, profile)
-    if slug:
-        show_paper(tree, slug)
+    if address and not jobs:
+        raise TokenariumError("--address needs -j: say how many stages may run at a time")
+    if jobs or dry:
+        tree = pipeline.repro_parallel(root, targets, profile, jobs or 1, address, dry)
     else:
+        tree = pipeline.repro(root, targets, profile)
+    if dry:
+        return
+    papers = [target for target in targets or [] if not pipeline.is_stage(target)]
+    for slug in papers:
+        show_paper(tree, slug)
+    if not targets:
         show_report(tree)
 
 

@@ -8,9 +8,11 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from tokenarium.errors import TokenariumError
+from tokenarium.run.resources import Resources, resources_of
 from tokenarium.study.parameters import check_profile, find_entry, load_params
 
 KEPT = (
@@ -24,24 +26,68 @@ KEPT = (
 )  # a copy's own results stay for the next run
 
 
-def repro(root: Path, slug: str | None = None, profile: str | None = None) -> Path:
-    """Bring one paper, or all of them, up to date with `dvc repro`; returns the tree that holds the results.
+def repro(root: Path, targets: str | Sequence[str] | None = None, profile: str | None = None) -> Path:
+    """Bring papers and stages, or everything, up to date with `dvc repro`; returns the tree that holds the results.
 
-    One paper brings what it needs, its verdict and the report with it, but none of the other papers and not the arena.
+    A target is a paper's slug or a DVC stage (`model@minilm-l6`). A paper brings what it needs, its verdict and the
+    report with it, but none of the other papers and not the arena.
     At the profile of params.yaml that is `root`. Another profile runs in the copy .tokenarium/<profile>, so that the
     committed results are never overwritten by those of another profile.
     """
+    tree, stages, alone = _asked(root, targets, profile)
+    if stages or not alone:
+        dvc(tree, "repro", *stages)
+    if alone:
+        dvc(tree, "repro", "--single-item", *alone)
+    return tree
+
+
+def repro_parallel(
+    root: Path,
+    targets: str | Sequence[str] | None,
+    profile: str | None,
+    jobs: int,
+    address: str | None = None,
+    dry: bool = False,
+) -> Path:
+    """As `repro`, with at most `jobs` stages at a time on Ray, of this machine or of the cluster at `address`.
+
+    `dry` prints the plan and runs nothing.
+    """
+    from tokenarium.run.parallel import driver
+
+    tree, stages, alone = _asked(root, targets, profile)
+    params = load_params(tree)
+    gpu = params["profile"] == "gpu"
+
+    def needs(stage: str) -> Resources:
+        asked = resources_of(params, stage)
+        return asked if gpu else replace(asked, gpu_memory_gb=0)
+
+    act = driver.show_plan if dry else driver.run
+    extra = {} if dry else {"environment": _environment()}
+    act(tree, stages, jobs, needs=needs, alone=alone, address=address, **extra)
+    return tree
+
+
+def _asked(
+    root: Path, targets: str | Sequence[str] | None, profile: str | None
+) -> tuple[Path, tuple[str, ...], tuple[str, ...]]:
+    """The tree of a profile, the stages that targets name, and those that are brought up to date alone after them."""
     params = load_params(root)
     profile = check_profile(profile or params["profile"])
-    if slug is not None:
+    targets = [targets] if isinstance(targets, str) else list(targets or [])
+    slugs = [target for target in targets if not is_stage(target)]
+    for slug in slugs:
         find_entry(params, "papers", slug)
+    stages = tuple(target if is_stage(target) else f"verdict@{target}" for target in targets)
     tree = root if profile == params["profile"] else make_copy(root, profile)
-    if slug is None:
-        dvc(tree, "repro")
-    else:
-        dvc(tree, "repro", f"verdict@{slug}")
-        dvc(tree, "repro", "--single-item", "report")
-    return tree
+    return tree, stages, ("report",) if slugs and "report" not in stages else ()
+
+
+def is_stage(target: str) -> bool:
+    """Whether a target is the name of a DVC stage (`model@minilm-l6`, `report`) and not a paper's slug."""
+    return "@" in target or target == "report"
 
 
 def check(root: Path) -> None:
@@ -112,19 +158,23 @@ def dvc(tree: Path, *arguments: str, capture: bool = False) -> str:
 
 
 def _run_dvc(tree: Path, arguments: Sequence[str], capture: bool) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-        "DVC_NO_ANALYTICS": "1",
-    }
     return subprocess.run(
         [sys.executable, "-m", "dvc", *arguments],
         cwd=tree,
-        env=environment,
+        env=os.environ | _environment(),
         text=True,
         stdout=subprocess.PIPE if capture else None,
         stderr=subprocess.STDOUT if capture else None,
         check=False,
     )
+
+
+def _environment() -> dict[str, str]:
+    """What the stages' commands need besides the environment: this Python's own `tokenarium` first on the path."""
+    return {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "DVC_NO_ANALYTICS": "1",
+    }
 
 
 def _raise_if_stopped(arguments: Sequence[str], done: subprocess.CompletedProcess[str]) -> None:
