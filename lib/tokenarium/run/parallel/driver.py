@@ -10,7 +10,6 @@ import contextlib
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from tokenarium.errors import TokenariumError
 from tokenarium.run.parallel.executors import Executor, RayExecutor, local_node
-from tokenarium.run.parallel.history import estimates, record_duration
+from tokenarium.run.parallel.history import estimates, record_durations
 from tokenarium.run.parallel.scheduler import NOTHING, Job, Node, Scheduler, simulate
 from tokenarium.run.parallel.stages import Stages
 from tokenarium.run.parallel.view import View, duration
@@ -165,7 +164,6 @@ class _Driver:
         self.tree, self.stages, self.view, self.environment = tree, stages, view, environment
         self.stale, self.fresh = set(plan.stale), set(plan.fresh)
         self.summary = Summary()
-        self.ended: deque[tuple[str, Outcome]] = deque()
 
     def go(self, scheduler: Scheduler, executor: Executor) -> None:
         self.scheduler, self.executor = scheduler, executor
@@ -177,9 +175,7 @@ class _Driver:
                 while not scheduler.over and not interrupted():
                     # Free slots are filled before outputs are committed: workers should not wait for DVC.
                     if not self._start_one():
-                        self.ended.extend(executor.wait(0 if self.ended else TICK))
-                        if self.ended:
-                            self._end(*self.ended.popleft())
+                        self._end(executor.wait(TICK))
             except BaseException:
                 executor.stop()
                 raise
@@ -225,23 +221,22 @@ class _Driver:
             self.scheduler.settle(name)
             self.summary.unchanged.append(name)
 
-    def _end(self, name: str, outcome: Outcome) -> None:
-        error = outcome.error
-        if error is None:
-            try:
-                self.stages.finish(name)
-            except TokenariumError as mistake:
-                error = str(mistake)
-        if error is not None:
-            self.stages.abandon(name)
-            self._fail(name, error)
-            return
-        self.scheduler.settle(name)
-        self.summary.ran.append(name)
-        record_duration(self.tree, name, outcome.seconds)
-        self.view.done += 1
-        self._tell()
-        self.view.ended(name, "done", outcome.seconds, style="green")
+    def _end(self, ended: Sequence[tuple[str, Outcome]]) -> None:
+        errors = {name: outcome.error for name, outcome in ended if outcome.error is not None}
+        done = [name for name, _ in ended if name not in errors]
+        if done:
+            errors |= self.stages.finish(done)
+        for name, outcome in ended:
+            if name in errors:
+                self.stages.abandon(name)
+                self._fail(name, errors[name])
+                continue
+            self.scheduler.settle(name)
+            self.summary.ran.append(name)
+            self.view.done += 1
+            self._tell()
+            self.view.ended(name, "done", outcome.seconds, style="green")
+        record_durations(self.tree, {name: outcome.seconds for name, outcome in ended if name not in errors})
 
     def _fail(self, name: str, why: str) -> None:
         lost = self.scheduler.drop(name)
@@ -253,10 +248,9 @@ class _Driver:
 
     def _stop(self) -> None:
         """Keep what is finished, end what runs."""
-        self.view.line(f"interrupted: ending {len(self.scheduler.running) - len(self.ended)} stages", "yellow")
-        self.ended.extend(self.executor.wait(0))
-        while self.ended:
-            self._end(*self.ended.popleft())
+        self._end(self.executor.wait(0))
+        if self.scheduler.running:
+            self.view.line(f"interrupted: ending {', '.join(sorted(self.scheduler.running))}", "yellow")
         self.executor.stop()
         for name in list(self.scheduler.running):
             self.stages.abandon(name)

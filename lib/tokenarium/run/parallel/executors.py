@@ -81,9 +81,12 @@ class RayExecutor:
         self._folder: str | None = None
         self._remote: Any = None
         self._tasks: dict[Any, str] = {}
+        self._known: list[Node] = []
 
     def open(self) -> list[Node]:
-        """Start or join Ray and return its nodes. Raises TokenariumError when Ray is missing or does not answer."""
+        """Start or join Ray, once, and return its nodes. Raises TokenariumError when it is missing or stays silent."""
+        if self._known:
+            return self._known
         local = self._address is None
         settings = {"RAY_USAGE_STATS_ENABLED": "0"}
         if local:
@@ -106,7 +109,8 @@ class RayExecutor:
                 where = "on this machine" if local else f"at {self._address}"
                 raise TokenariumError(f"Ray does not answer {where}: {str(error).strip().splitlines()[0]}") from None
         self._remote = ray.remote(worker.run)
-        return self._nodes(machine)
+        self._known = self._nodes(machine)
+        return self._known
 
     def _join(self, machine: Node | None) -> None:
         quiet = {"logging_level": "ERROR", "log_to_driver": False, "configure_logging": False}
@@ -197,6 +201,7 @@ class RayExecutor:
 
     def close(self) -> None:
         """Leave Ray; a local one ends and its files go."""
+        self._known = []
         if self._ray is not None:
             self._ray.shutdown()
         if self._folder is not None:

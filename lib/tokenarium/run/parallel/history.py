@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import median
 
@@ -26,9 +26,11 @@ def read_durations(tree: Path) -> dict[str, float]:
         return {}
 
 
-def record_duration(tree: Path, stage: str, seconds: float) -> None:
-    """Keep the wall time of a stage that succeeded."""
-    write_json(durations_path(tree), read_durations(tree) | {stage: round(seconds, 3)})
+def record_durations(tree: Path, seconds: Mapping[str, float]) -> None:
+    """Keep the wall times of stages that succeeded."""
+    if seconds:
+        rounded = {stage: round(each, 3) for stage, each in seconds.items()}
+        write_json(durations_path(tree), read_durations(tree) | rounded)
 
 
 def estimates(tree: Path, stages: Iterable[str]) -> tuple[dict[str, float], set[str]]:

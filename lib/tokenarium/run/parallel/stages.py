@@ -6,6 +6,7 @@ which its commands run is left to somebody else. DVC's lock is held before and a
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -26,6 +27,7 @@ from dvc.utils.serialize import modify_yaml
 from tokenarium.errors import TokenariumError
 from tokenarium.run.parallel.worker import Task
 
+DVC_LOG = logging.getLogger("dvc")
 ATTEMPTS = 20  # DVC waits three seconds in each
 
 
@@ -39,6 +41,8 @@ class Stages:
     def __init__(self, tree: Path, targets: Sequence[str] = (), alone: Sequence[str] = ()):
         self._tree = tree
         self._held: dict[str, ExitStack] = {}
+        self._level = DVC_LOG.level
+        DVC_LOG.setLevel(logging.WARNING)  # its lines would run between those of the view
         with _explained():
             self._repo = Repo(str(tree))
             with self._locked():
@@ -63,6 +67,7 @@ class Stages:
         for name in list(self._held):
             self.abandon(name)
         self._repo.close()
+        DVC_LOG.setLevel(self._level)
 
     def changed(self, name: str) -> bool:
         """Whether DVC would run the stage now. Its upstream must be up to date for the answer to stand."""
@@ -87,7 +92,9 @@ class Stages:
             except RunCacheNotFoundError:
                 stage.save_deps()
             else:
-                self._save(stage)
+                with self._repo.scm_context(quiet=True):
+                    self._save(stage)
+                    self._dump([stage])
                 return None
             self._hold(name)
         given = prepare_kwargs(stage)
@@ -95,11 +102,24 @@ class Stages:
         commands = tuple(tuple(_make_cmd(shell, command)) for command in _enforce_cmd_list(stage.cmd))
         return Task(name, commands, str(given["cwd"]), surround(given["env"]), str(log))
 
-    def finish(self, name: str) -> None:
-        """Commit the outputs of a stage whose commands succeeded, and write dvc.lock."""
-        with self._locked(), _explained():
-            self._release(name)
-            self._save(self._stages[name])
+    def finish(self, names: Sequence[str]) -> dict[str, str]:
+        """Commit the outputs of stages whose commands succeeded, one after the other, and write dvc.lock once.
+
+        Returns what is wrong with those that could not be committed, an output that is missing, say.
+        """
+        errors, saved = {}, []
+        with self._locked(), self._repo.scm_context(quiet=True):
+            for name in names:
+                self._release(name)
+                try:
+                    with _explained():
+                        self._save(self._stages[name])
+                    saved.append(self._stages[name])
+                except TokenariumError as error:
+                    errors[name] = str(error)
+            with _explained():
+                self._dump(saved)
+        return errors
 
     def abandon(self, name: str) -> None:
         """The commands of a stage failed: it stays stale."""
@@ -123,12 +143,18 @@ class Stages:
         path = self._tree / "dvc.lock"
         return list(load_yaml(path).get("stages") or {}) if path.exists() else []
 
-    def _save(self, stage: Any) -> None:
-        with self._repo.scm_context(quiet=True):
-            plain = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
-            stage.save(run_cache=not plain)
-            stage.commit()
-            stage.dump(update_pipeline=False)
+    @staticmethod
+    def _save(stage: Any) -> None:
+        plain = any(not out.use_cache for out in stage.outs if not (out.is_metric or out.is_plot))
+        stage.save(run_cache=not plain)
+        stage.commit()
+
+    @staticmethod
+    def _dump(stages: Sequence[Any]) -> None:
+        """Write stages to dvc.lock: DVC parses and writes all of it each time, so several share one go."""
+        files = {stage.dvcfile.path: stage.dvcfile for stage in stages}
+        for path, file in files.items():
+            file.dump_stages([stage for stage in stages if stage.dvcfile.path == path], update_pipeline=False)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
