@@ -38,10 +38,11 @@ lint: $(READY)  ## ruff, format and lint, on code and notebooks
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@jupyter lab --ip=127.0.0.1 notebooks
 
-bench: $(READY)  ## time matching, taps and GPU leases, as ratios in one run each
+bench: $(READY)  ## time matching, taps, GPU leases and parallel repro, as ratios in one run each
 	@python -m benchmarks.matching
 	@python -m benchmarks.taps
 	@python -m benchmarks.gpu_lease
+	@python -m benchmarks.parallel_repro
 
 check: $(READY)  ## say whether the committed results belong to this code, without running anything
 	@tokenarium check

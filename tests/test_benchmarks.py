@@ -13,6 +13,12 @@ def matching(monkeypatch):
     return importlib.import_module("benchmarks.matching")
 
 
+@pytest.fixture
+def parallel_repro(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return importlib.import_module("benchmarks.parallel_repro")
+
+
 @pytest.mark.parametrize("shape", [(1, 12, 2), (2, 21, 4), (3, 22, 5), (2, 65, 16)])
 def test_loops_and_batched_functions_give_the_same_result(matching, shape):
     x = matching.example(*shape)
@@ -48,3 +54,26 @@ def test_the_table_has_a_line_for_every_function_at_every_shape(matching, monkey
     lines = capsys.readouterr().out.splitlines()
     for name in ("ToMe match + merge", "PiToMe match"):
         assert [line.split()[name.count(" ") + 1] for line in lines if line.startswith(name)] == ["2x21x4", "1x31x8"]
+
+
+@pytest.mark.parametrize("workers", [1, 8, 64])
+def test_a_simulated_suite_takes_hardly_longer_than_its_longest_chain_or_its_work(parallel_repro, workers):
+    assert 1 - 1e-9 <= parallel_repro.excess(workers) < 1.25
+
+
+def test_the_bound_of_a_suite_is_its_work_on_one_worker_and_its_longest_chain_on_many(parallel_repro):
+    jobs = parallel_repro.suite(papers=5)
+    seconds, upstream = {job.name: job.seconds for job in jobs}, {job.name: job.upstream for job in jobs}
+
+    def chain(name):
+        return seconds[name] + max(map(chain, upstream[name]), default=0)
+
+    assert parallel_repro.bound(jobs, 1) == pytest.approx(sum(seconds.values()))
+    assert parallel_repro.bound(jobs, 10**6) == pytest.approx(chain("report"))
+
+
+def test_the_projects_that_are_timed_do_their_work_with_dvc_and_in_parallel(parallel_repro, tmp_path, monkeypatch):
+    monkeypatch.setenv("DVC_SITE_CACHE_DIR", str(tmp_path / "site"))
+    tree = parallel_repro.project(tmp_path / "tree", "true", 2)
+    parallel_repro.called(tree, "dvc", "repro")
+    assert [(tree / f"out{index}").read_text() for index in range(2)] == ["0\n", "1\n"]

@@ -517,6 +517,50 @@ def test_one_paper_brings_its_verdict_and_the_report_and_no_other_paper(tree):
     assert set(calls(tree)) == {"study pitome", "verdict pitome", "report "}
 
 
+def test_papers_and_stages_can_be_asked_for_together(tree):
+    edit(tree / "lib/tokenarium/methods/vision/pitome.py")
+    edit(tree / "lib/tokenarium/models/minilm.py")
+    calls(tree)
+    pipeline.repro(tree, ["model@minilm-l6", "pitome"])
+    assert set(calls(tree)) == {"model minilm-l6", "study pitome", "verdict pitome", "report "}
+
+
+def test_a_parallel_run_of_one_paper_asks_for_the_same_stages_at_any_profile(tree, monkeypatch):
+    from tokenarium.run.parallel import driver
+
+    asked = {}
+    monkeypatch.setattr(
+        driver, "run", lambda tree, stages, jobs, **rest: asked.update({tree.name: (stages, jobs, rest)})
+    )
+    pipeline.repro_parallel(tree, ["pitome", "model@minilm-l6"], None, 2)
+    pipeline.repro_parallel(tree, None, "gpu", 3, address="a:1")
+    stages, jobs, rest = asked["tree"]
+    assert (stages, jobs, rest["alone"]) == (("verdict@pitome", "model@minilm-l6"), 2, ("report",))
+    assert rest["needs"]("paper@pitome").gpu_memory_gb == 0
+    assert rest["environment"]["PATH"].startswith(str(Path(sys.executable).parent))
+    stages, jobs, rest = asked["gpu"]
+    assert (stages, jobs, rest["alone"], rest["address"]) == ((), 3, (), "a:1")
+    assert rest["needs"]("paper@pitome").gpu_memory_gb == PARAMS["resources"]["stages"]["paper@pitome"]["gpu_memory_gb"]
+    with pytest.raises(TokenariumError, match="no paper 'pitomee'; did you mean pitome"):
+        pipeline.repro_parallel(tree, ["pitomee"], None, 2)
+
+
+def test_a_parallel_run_in_a_copy_leaves_it_as_a_plain_one_would(tree, monkeypatch):
+    """Ray's part is played by threads: what is tested is the pipeline, its stages and its copy."""
+    monkeypatch.syspath_prepend(Path(__file__).parent / "run" / "parallel")
+    from thread_executor import Threads
+
+    from tokenarium.run.parallel import driver
+
+    monkeypatch.setattr(driver, "RayExecutor", lambda address: Threads())
+    copy = pipeline.repro_parallel(tree, None, "smoke", 4)
+    made = calls(copy)
+    assert {call for call in ALL_CALLS if call.startswith(("study", "verdict", "report"))} <= set(made)
+    assert len(set(made)) == len(made)
+    assert json.loads(pipeline.dvc(copy, "status", "--json", capture=True)) == {}
+    assert reproduce(copy) == set()
+
+
 def test_an_unknown_paper_runs_nothing(tree):
     with pytest.raises(TokenariumError, match="no paper 'pitomee'; did you mean pitome"):
         pipeline.repro(tree, "pitomee", "smoke")

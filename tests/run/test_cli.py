@@ -132,6 +132,24 @@ def test_repro_shows_what_it_made_where_it_made_it(tokenarium, project, finish, 
     assert f"{project}/reports/" in shown
 
 
+def test_repro_with_jobs_or_dry_goes_parallel_and_stage_names_are_taken_as_they_are(tokenarium, project, monkeypatch):
+    seen = []
+    monkeypatch.setattr(pipeline, "repro_parallel", lambda root, *asked: (seen.append(asked), root)[1])
+    assert tokenarium("repro", "tiny", "model@x", "-j", "3", "--address", "a:1", "--dry") == (0, "", "")
+    assert tokenarium("repro", "model@x", "-j", "2", "--profile", "gpu") == (0, "", "")
+    assert tokenarium("repro", "--dry") == (0, "", "")
+    assert seen == [
+        (["tiny", "model@x"], None, 3, "a:1", True),
+        (["model@x"], "gpu", 2, None, False),
+        (None, None, 1, None, True),
+    ]
+
+
+def test_a_cluster_without_a_number_of_jobs_is_refused(tokenarium):
+    said = "tokenarium: --address needs -j: say how many stages may run at a time\n"
+    assert tokenarium("repro", "--address", "a:1") == (2, "", said)
+
+
 def test_check_says_that_all_is_well_or_what_is_not(tokenarium, monkeypatch):
     monkeypatch.setattr(pipeline, "check", lambda root: None)
     assert tokenarium("check") == (0, "The committed results belong to this code.\n", "")

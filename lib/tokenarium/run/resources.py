@@ -10,7 +10,7 @@ from typing import Any
 from tokenarium.errors import TokenariumError
 from tokenarium.study.parameters import PARAMS_FILE, nearest
 
-KINDS = {"data": "data", "models": "model", "papers": "paper", "arenas": "arena"}
+KINDS = {"data": "data", "models": "model", "experiments": "experiment", "papers": "paper", "arenas": "arena"}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The scheduler starts what is ready, packs what fits, puts the longest chain first, and drops what a failure blocks."""
+"""The scheduler starts what is ready, packs what fits, puts the longest chain first, and drops what fails."""
 
 import itertools
 import random
