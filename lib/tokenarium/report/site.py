@@ -64,9 +64,7 @@ def tensor_page(root: Path, slug: str) -> Path | None:
         from tokenarium.study import explorer
     except ImportError:
         return None
-    code = sorted(
-        path for path in Path(explorer.__file__).parent.rglob("*") if path.is_file() and path.suffix != ".pyc"
-    )
+    code = _code(_CODE.with_name("study"))
     digest = hashlib.sha256("".join(map(sha256, [*tensors, *code])).encode()).hexdigest()
     page = root / ".tokenarium" / "tensor-pages" / digest / f"{page_name(slug)}.html"
     if not page.is_file():
