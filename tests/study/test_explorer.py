@@ -17,8 +17,8 @@ from tokenarium.errors import TokenariumError
 from tokenarium.study.explorer import explore, explorer_html, export_html, write_page
 from tokenarium.study.explorer.catalogue import (
     ROLES,
-    catalogue,
     check_state,
+    describe,
     embed,
     first_state,
     grid,
@@ -46,7 +46,7 @@ def dataset():
 
 def runs_and_catalog(dataset, **options):
     runs = {"run": dataset}
-    return runs, catalogue(runs, **options)
+    return runs, describe(runs, **options)
 
 
 def decoded(spec):

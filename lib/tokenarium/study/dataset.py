@@ -218,7 +218,9 @@ class _SafetensorsArray(BackendArray):
         self.dtype = np.dtype(_DTYPES[piece.get_dtype()])
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
-        return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._outer)
+        if isinstance(key, indexing.VectorizedIndexer):
+            return indexing.explicit_indexing_adapter(key, self.shape, indexing.IndexingSupport.OUTER, self._outer)
+        return self._outer(key.tuple)  # xarray's adapter fails on empty slices that go backwards
 
     def _outer(self, key: tuple[int | slice | np.ndarray, ...]) -> np.ndarray:
         """The part of the tensor that an orthogonal index names: one int, slice or 1-D array of ints per axis."""

@@ -14,7 +14,7 @@ import xarray as xr
 from tokenarium.errors import TokenariumError
 from tokenarium.files import write_whole
 from tokenarium.study.dataset import open_tensors, tensors
-from tokenarium.study.explorer.catalogue import PAGE_BYTES, catalogue, check_state, embed
+from tokenarium.study.explorer.catalogue import PAGE_BYTES, check_state, describe, embed
 
 __all__ = ["explore", "explorer_html", "export_html", "write_page"]
 _HERE = Path(__file__).parent
@@ -50,7 +50,7 @@ def explorer_html(
     digits beyond float16, are left out and the page says so. name: an id that no other element of the page has.
     """
     runs = _runs(source, root)
-    catalog = embed(runs, catalogue(runs, pictures), page_bytes)
+    catalog = embed(runs, describe(runs, pictures), page_bytes)
     payload = {"catalog": catalog, "state": check_state(catalog, state)}
     data = json.dumps(payload, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     data = data.replace("<", "\\u003c")  # nothing in it can end the script

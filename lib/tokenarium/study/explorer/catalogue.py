@@ -58,7 +58,7 @@ def first_roles(
     return roles | {last: "columns"} | ({dims[-2]: "rows"} if len(dims) > 1 else {})
 
 
-def catalogue(runs: Mapping[str, xr.Dataset], pictures: np.ndarray | None = None) -> dict[str, Any]:
+def describe(runs: Mapping[str, xr.Dataset], pictures: np.ndarray | None = None) -> dict[str, Any]:
     """What the front end is told: for every run its tensors and pictures, and the colours. Reads no tensor.
 
     pictures: (images, height, width) uint8, what the dimension `image` numbers; without them those that a run has

@@ -12,7 +12,7 @@ import traitlets
 import xarray as xr
 
 from tokenarium.errors import TokenariumError
-from tokenarium.study.explorer.catalogue import catalogue, check_state, part
+from tokenarium.study.explorer.catalogue import check_state, describe, part
 
 
 class Explorer(anywidget.AnyWidget):
@@ -24,7 +24,7 @@ class Explorer(anywidget.AnyWidget):
     state = traitlets.Dict().tag(sync=True)
 
     def __init__(self, runs: Mapping[str, xr.Dataset], pictures: np.ndarray | None, state: Mapping[str, Any]):
-        catalog = catalogue(runs, pictures)
+        catalog = describe(runs, pictures)
         self._runs = dict(runs)
         super().__init__(catalog=catalog, state=check_state(catalog, state))
         self.on_msg(self._answer)
