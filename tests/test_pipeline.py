@@ -183,7 +183,7 @@ def test_a_model_reads_its_recipe():
 
 @pytest.mark.parametrize("family", sorted(PARAMS["arenas"]))
 def test_an_arena_depends_on_every_module_that_its_notebook_imports(family):
-    deps = [dep.replace("${key}", family) for dep in STAGES["arena"]["do"]["deps"]]
+    deps = PARAMS["arenas"][family]["reads"]
     files, _ = modules_of(ROOT / "notebooks" / "arena" / f"{family}.ipynb")
     # An arena reads logits and loads no model: the harness only names their type.
     files = {path for path in files if not path.startswith("lib/tokenarium/models/")}
@@ -471,7 +471,7 @@ def test_an_edit_that_changes_no_result_stops_at_the_paper(tree):
 
 def test_a_changed_notebook_is_shown_even_when_no_number_changes(tree):
     with (tree / "notebooks/vision/pitome.ipynb").open("a") as file:
-        file.write("\n# a remark\n")
+        file.write("# a remark\n")
     assert reproduce(tree) == {"study pitome", "report "}
 
 

@@ -55,14 +55,13 @@ def build_site(root: Path, pages: Mapping[str, str], studies: Sequence[Mapping[s
 
 
 def tensor_page(root: Path, slug: str) -> Path | None:
-    """The page for looking into the tensors of `slug`, made anew when they changed; None where they are missing."""
+    """The page for looking into the tensors of `slug`, made anew when they changed; None where there are none."""
+    from tokenarium.study import explorer
+    from tokenarium.study.dataset import INDEX_FILE, TENSORS_FILE
+
     folder = root / "reports" / slug
-    tensors = [folder / "tensors" / name for name in ("index.json", "tensors.safetensors")]
-    if slug.startswith("arena/") or not all(path.is_file() for path in tensors):
-        return None
-    try:
-        from tokenarium.study import explorer
-    except ImportError:
+    tensors = [folder / "tensors" / name for name in (INDEX_FILE, TENSORS_FILE)]
+    if not all(path.is_file() for path in tensors) or not json.loads(tensors[0].read_text(encoding="utf-8")):
         return None
     code = _code(_CODE.with_name("study"))
     digest = hashlib.sha256("".join(map(sha256, [*tensors, *code])).encode()).hexdigest()

@@ -351,9 +351,3 @@ def _shows_own_method(notebook: Notebook, cell: Cell) -> bool:
 def _reads_only(notebook: Notebook) -> Found:
     if not any(IMPORT_LINE in cell.source.splitlines() for cell in notebook.code):
         yield None, f"lacks the line '{IMPORT_LINE}': open results with it"
-    for cell in notebook.code:
-        if cell.calls("tokenarium.open_study"):
-            yield (
-                cell.number,
-                "opens a study, which is for papers and arenas: read results with tokenarium.tensors(...)",
-            )
