@@ -183,7 +183,7 @@ def test_two_runs_in_one_checkout_exclude_one_another(chain, threads, view):
 
 def test_other_dvc_commands_may_not_touch_what_a_running_stage_reads_or_writes(project, threads, view):
     """A stage asks DVC itself while it runs: its own output is busy, that of another stage is not."""
-    ask = f"{sys.executable} -m dvc checkout {{0}} 2> {{0}}.told; test $? -ne 0; echo $? > {{0}}.refused"
+    ask = f"{sys.executable} -m dvc status {{0}} 2> {{0}}.told; test $? -ne 0; echo $? > {{0}}.refused"
     tree = project(
         {
             "done": {"cmd": "echo 1 > done", "outs": ["done"]},

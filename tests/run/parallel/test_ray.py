@@ -14,8 +14,6 @@ from tokenarium.run.parallel import driver
 from tokenarium.run.parallel.executors import RayExecutor
 from tokenarium.run.resources import Resources
 
-pytest.importorskip("ray")
-
 
 @pytest.fixture(scope="module")
 def cluster():
@@ -122,8 +120,8 @@ def test_after_ctrl_c_no_process_is_left_and_the_next_run_goes_on(cluster, proje
     assert status(tree) == {}
 
 
-def test_a_cluster_that_does_not_answer_is_one_line(tmp_path, monkeypatch):
-    import ray
+def test_a_cluster_that_does_not_answer_is_one_line(cluster, monkeypatch):
+    import ray  # not before `cluster`: it reads its settings when it is imported
 
     def silent(**options):
         raise ConnectionError("nobody there\nat all")

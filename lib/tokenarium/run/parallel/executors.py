@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
+import psutil
+
 from tokenarium.errors import TokenariumError
 from tokenarium.run.parallel import worker
 from tokenarium.run.parallel.scheduler import Node
@@ -20,6 +22,8 @@ from tokenarium.run.resources import Resources
 
 GB = 1e9
 OBJECT_STORE = 80 * 2**20  # bytes, about the least that Ray takes: stages hand on files, not objects
+TOKEN = secrets.token_hex(32)  # of this process: Ray reads it once
+STARTS = 3  # tries: Ray gives its processes half a minute to start, which a busy machine may need longer for
 LEAVING = worker.GRACE + 3.0  # seconds until a cancelled worker is killed
 
 
@@ -36,6 +40,16 @@ def _environment(settings: dict[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _end(processes: set[psutil.Process]) -> None:
+    """Kill these processes and all below them."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            for each in [*process.children(recursive=True), process]:
+                with suppress(psutil.NoSuchProcess):
+                    each.kill()
+    psutil.wait_procs(list(processes), timeout=5)
 
 
 class Executor(Protocol):
@@ -62,8 +76,6 @@ def gpu_memory() -> tuple[float, ...]:
 
 def local_node() -> Node:
     """This machine as it is now: cores that this process may use, free memory, GPUs."""
-    import psutil
-
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return Node("localhost", cores, psutil.virtual_memory().available / GB, gpu_memory())
 
@@ -93,21 +105,29 @@ class RayExecutor:
             settings |= {
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux as there: bind the loopback interface only
                 "RAY_AUTH_MODE": "token",
-                "RAY_AUTH_TOKEN": secrets.token_hex(32),  # else Ray writes one to the home folder
+                "RAY_AUTH_TOKEN": TOKEN,  # else Ray writes one to the home folder
             }
         with _environment(settings):
             try:
                 import ray
             except ImportError:
                 raise TokenariumError("-j needs Ray: pip install 'tokenarium[parallel]', or leave -j out") from None
+            if local and ray._private.ray_constants.ENABLE_RAY_CLUSTER:
+                raise RuntimeError("ray was imported before it could be told to stay on the loopback interface")
             self._ray = ray
             machine = local_node()
-            try:
-                self._join(machine if local else None)
-            except Exception as error:
-                self.close()
-                where = "on this machine" if local else f"at {self._address}"
-                raise TokenariumError(f"Ray does not answer {where}: {str(error).strip().splitlines()[0]}") from None
+            for left in reversed(range(STARTS if local else 1)):
+                before = set(psutil.Process().children())
+                try:
+                    self._join(machine if local else None)
+                    break
+                except Exception as error:  # Ray raises plain ones here
+                    self.close()
+                    _end(set(psutil.Process().children()) - before)  # a start that failed leaves processes behind
+                    if not left:
+                        where = "on this machine" if local else f"at {self._address}"
+                        told = str(error).strip().splitlines() or [type(error).__name__]
+                        raise TokenariumError(f"Ray does not answer {where}: {told[0]}") from None
         self._remote = ray.remote(worker.run)
         self._known = self._nodes(machine)
         return self._known
@@ -117,7 +137,7 @@ class RayExecutor:
         if machine is None:
             self._ray.init(address=self._address, **quiet)
             return
-        self._folder = tempfile.mkdtemp(prefix="tokenarium-")  # short: Unix sockets have names of 107 bytes at most
+        self._folder = tempfile.mkdtemp(prefix="tokenarium-ray-")  # short: Unix sockets have names of 107 bytes at most
         self._ray.init(
             address="local",
             num_cpus=self._cpus or int(machine.cpus),
