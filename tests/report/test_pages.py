@@ -5,8 +5,10 @@ import re
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from markdown_it import MarkdownIt
+from safetensors.numpy import save_file
 
 from tokenarium.errors import TokenariumError
 from tokenarium.markdown import cell
@@ -291,6 +293,7 @@ def test_the_tensors_are_listed_with_their_dimensions(report, project):
     assert "energy — how <crowded> it is" in sources(project)["papers/tiny.md"].text
     index = project / "reports" / "tiny" / "tensors" / "index.json"
     index.write_text(json.dumps({"energy": {"dims": ["image", "token"], "note": "", "unit": "bits", "coords": {}}}))
+    save_file({"energy": np.zeros((2, 4), np.float32)}, index.with_name("tensors.safetensors"))
     assert "energy image × token how <crowded> it is (bits)" in sources(project)["papers/tiny.md"].text
 
 

@@ -152,11 +152,14 @@ def test_the_page_of_tensors_is_made_once_and_again_when_they_change(papers, mon
 
     monkeypatch.setattr(study, "explorer", Explorer, raising=False)
     monkeypatch.setitem(sys.modules, "tokenarium.study.explorer", Explorer)
+    index = papers / "reports" / "tiny" / "tensors" / "index.json"
+    assert site_module.tensor_page(papers, "tiny") is None  # a study without tensors
+    index.write_text('{"energy": {}}')
     page = site_module.tensor_page(papers, "tiny")
     assert (page.name, page.read_text(), calls) == ("tiny.html", "tensors", [papers / "reports" / "tiny"])
     assert site_module.tensor_page(papers, "tiny") == page
     assert len(calls) == 1
-    (papers / "reports" / "tiny" / "tensors" / "index.json").write_text('{"energy": {}}')
+    index.write_text('{"attention": {}}')
     assert site_module.tensor_page(papers, "tiny").read_text() == "tensors"
     assert len(calls) == 2
     assert not page.exists()

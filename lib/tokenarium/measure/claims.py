@@ -316,6 +316,7 @@ class Claim(_Section):
     holds_if: ParsedRule | None = None
     not_testable: Text | None = None
     profiles: Annotated[tuple[Profile, ...], Field(min_length=1)] = PROFILES
+    paper_value: dict[str, Any] | None = None  # read by tokenarium.report.distance; no rule sees it
 
     @model_validator(mode="after")
     def _decided_or_not(self) -> "Claim":
