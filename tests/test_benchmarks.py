@@ -1,4 +1,4 @@
-"""The loops that the matching functions are timed against do the same work."""
+"""What is timed against something else does the same work: loops and functions, models with and without taps."""
 
 import importlib
 from pathlib import Path
@@ -17,6 +17,12 @@ def matching(monkeypatch):
 def parallel_repro(monkeypatch):
     monkeypatch.syspath_prepend(Path(__file__).parents[1])
     return importlib.import_module("benchmarks.parallel_repro")
+
+
+@pytest.fixture
+def taps(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return importlib.import_module("benchmarks.taps")
 
 
 @pytest.mark.parametrize("shape", [(1, 12, 2), (2, 21, 4), (3, 22, 5), (2, 65, 16)])
@@ -77,3 +83,24 @@ def test_the_projects_that_are_timed_do_their_work_with_dvc_and_in_parallel(para
     tree = parallel_repro.project(tmp_path / "tree", "true", 2)
     parallel_repro.called(tree, "dvc", "repro")
     assert [(tree / f"out{index}").read_text() for index in range(2)] == ["0\n", "1\n"]
+
+
+def test_taps_are_timed_on_all_twelve_layers(taps):
+    model, pixels = taps.model_and_pixels(batch=2)
+    sizes = {}
+    for name, (attach, examples) in taps.CASES.items():
+        cost, opened = taps.slowdown(model, pixels, attach, examples, repeats=2)
+        assert cost.low > 0
+        sizes[name] = opened.size
+    floats = 12 * 2 * 197 * 64
+    assert list(sizes.values()) == [0, 4 * floats, 4 * floats, 4 * 12 * 2 * 2 * 197 * 197]
+
+
+def test_taps_that_change_the_logits_are_not_timed(taps):
+    model, pixels = taps.model_and_pixels(batch=1)
+
+    def spoil(opened):
+        opened._openers.append(lambda stack: model.classifier.bias.data.add_(1))
+
+    with pytest.raises(ValueError, match="taps change the logits"):
+        taps.slowdown(model, pixels, spoil, None, repeats=2)
