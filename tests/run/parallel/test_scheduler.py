@@ -64,7 +64,7 @@ def test_every_job_runs_once_after_its_upstream_and_within_what_its_node_has(gra
             assert sum(each.cpus for each in here) <= node.cpus
             assert sum(each.memory_gb for each in here) <= node.memory_gb
             assert sum(each.gpu_memory_gb for each in here) <= sum(node.gpus)
-        name = min(ends, key=ends.get)
+        name = min(ends, key=lambda name: (ends[name], name))  # at the same time, by name
         clock = ends.pop(name)
         state.settle(name)
         done.append(name)
