@@ -7,12 +7,35 @@ name it in `DATASETS`; the digests to pin are named by the error of the first fe
 import difflib
 from pathlib import Path
 
-from tokenarium.data import debian_reference, fashion_mnist, tokenizers
+from tokenarium.data import (
+    debian_reference,
+    debian_reference_translated,
+    fashion_mnist,
+    king_james_bible,
+    libreoffice_help,
+    licences,
+    man_pages,
+    python_source,
+    tokenizers,
+    udhr,
+)
 from tokenarium.data.fetching import differences, make
 from tokenarium.data.sources import Asset, Progress
 from tokenarium.errors import TokenariumError
 
-DATASETS = {module.DATASET.name: module.DATASET for module in (fashion_mnist, debian_reference, tokenizers)}
+_MODULES = (
+    fashion_mnist,
+    debian_reference,
+    tokenizers,
+    libreoffice_help,
+    debian_reference_translated,
+    udhr,
+    king_james_bible,
+    man_pages,
+    python_source,
+    licences,
+)
+DATASETS = {module.DATASET.name: module.DATASET for module in _MODULES}
 
 
 def directory(name: str, root: Path | str) -> Path:

@@ -164,12 +164,12 @@ def from_gguf(fields: Mapping[str, Any]) -> "Tokenizer":
     return tokenizer
 
 
-def read_gguf_fields(path: Path | str, *names: str) -> dict[str, Any]:
-    """Metadata fields of a GGUF file by the last part of their names, as lists, strings and numbers."""
+def read_gguf_fields(path: Path | str, *names: str, prefix: str = "tokenizer.ggml") -> dict[str, Any]:
+    """Metadata fields `<prefix>.<name>` of a GGUF file, as lists, strings and numbers."""
     from gguf import GGUFReader
 
     fields = GGUFReader(path).fields
-    return {name: fields[f"tokenizer.ggml.{name}"].contents() for name in names}
+    return {name: fields[f"{prefix}.{name}"].contents() for name in names}
 
 
 def _fetched(root: Path | str, file: str) -> Path:
