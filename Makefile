@@ -24,6 +24,7 @@ $(READY): requirements.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/pip install --quiet --requirement requirements.lock
 	$(VENV)/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)/bin/python -W ignore -m jupyter_client.kernelspecapp install --log-level=ERROR --sys-prefix --name tokenarium lib/tokenarium/run/warm/kernelspec
 	@touch $@
 
 repro: $(READY)  ## reproduce PAPER=slug (all papers without it), at PROFILE=smoke|cpu|gpu (cpu without it)
@@ -36,13 +37,14 @@ lint: $(READY)  ## ruff, format and lint, on code and notebooks
 	@ruff check . && ruff format --check .
 
 lab: $(READY)  ## open JupyterLab at the notebooks
-	@jupyter lab --ip=127.0.0.1 notebooks
+	@JUPYTER_DEFAULT_PROVISIONER_NAME=tokenarium-warm jupyter lab --ip=127.0.0.1 notebooks
 
-bench: $(READY)  ## time matching, taps, GPU leases and parallel repro, as ratios in one run each
+bench: $(READY)  ## time matching, taps, GPU leases, parallel repro and warm kernels, as ratios in one run each
 	@python -m benchmarks.matching
 	@python -m benchmarks.taps
 	@python -m benchmarks.gpu_lease
 	@python -m benchmarks.parallel_repro
+	@python -m benchmarks.warm_kernels
 
 check: $(READY)  ## say whether the committed results belong to this code, without running anything
 	@tokenarium check

@@ -1,7 +1,9 @@
 """A project of one small paper and its arena, for what needs a checkout but neither models nor data."""
 
 import re
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -62,6 +64,19 @@ claims:
     statement: it also works elsewhere
     not_testable: no elsewhere | at this scale
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def runtime() -> Iterator[Path]:
+    """The fork servers of warm kernels are this session's own, and end with it; returns the folder they live in."""
+    from tokenarium.run.warm import client
+
+    folder = Path(tempfile.mkdtemp(prefix="tk-"))  # a socket's path must be short
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_RUNTIME_DIR", str(folder))
+        yield folder / "tokenarium"
+    client.retire(folder / "tokenarium")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What is timed against something else does the same work: loops and functions, models with and without taps."""
 
 import importlib
+import logging
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,24 @@ def test_taps_that_change_the_logits_are_not_timed(taps):
 
     with pytest.raises(ValueError, match="taps change the logits"):
         taps.slowdown(model, pixels, spoil, None, repeats=2)
+
+
+def test_rounds_alternate_between_the_two_kernels(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    warm_kernels = importlib.import_module("benchmarks.warm_kernels")
+    ran = []
+    monkeypatch.setattr(warm_kernels, "seconds", lambda notebook, warm: (ran.append(warm), 1.5 if warm else 9.0)[1])
+    first, times = warm_kernels.measure(tmp_path, rounds=3)
+    assert first == 1.5
+    assert ran == [True, *[False, True] * 3]
+    assert times.tolist() == [[9.0, 1.5]] * 3
+    assert warm_kernels.median(times[:, 0] / times[:, 1]).value == 6.0
+
+
+def test_a_kernel_that_is_not_warm_stops_the_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    warm_kernels = importlib.import_module("benchmarks.warm_kernels")
+    logger = logging.Logger("a logger of its own")
+    logger.addHandler(warm_kernels.NoColdKernel())
+    with pytest.raises(RuntimeError, match="no fork server"):
+        logger.warning("an ordinary kernel: %s", "no fork server")

@@ -81,7 +81,7 @@ def test_outside_a_checkout_it_says_so(tokenarium, tmp_path, monkeypatch):
 
 
 def test_a_study_at_another_profile_than_the_committed_one_is_refused(tokenarium, monkeypatch, project):
-    monkeypatch.setattr(execute, "run_study", lambda root, slug: pytest.fail("the notebook ran"))
+    monkeypatch.setattr(execute, "run_study", lambda root, slug, cell_limit: pytest.fail("the notebook ran"))
     assert tokenarium("study", "tiny", "--profile", "smoke") == (
         2,
         "",
@@ -92,7 +92,7 @@ def test_a_study_at_another_profile_than_the_committed_one_is_refused(tokenarium
 
 @pytest.mark.parametrize("profile", [[], ["--profile", "cpu"]])
 def test_a_study_at_the_committed_profile_runs(tokenarium, monkeypatch, project, profile):
-    monkeypatch.setattr(execute, "run_study", lambda root, slug: root / "reports" / slug)
+    monkeypatch.setattr(execute, "run_study", lambda root, slug, cell_limit: root / "reports" / slug)
     assert tokenarium("study", "tiny", *profile) == (0, "reports/tiny: written\n", "")
 
 

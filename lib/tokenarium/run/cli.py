@@ -60,11 +60,14 @@ def repro(
 def show(slug: OptionalSlug = None) -> None:
     """Print claims, numbers and verdict of a paper; the verdict table of all without one."""
     from tokenarium.report.terminal import show_paper, show_report
+    from tokenarium.run.failures import last_failure
 
     root = project_root()
     if slug:
         find_entry(load_params(root), "papers", slug)
         show_paper(root, slug)
+        if failure := last_failure(root, slug):
+            print(f"the last run, {failure.when}, failed at {failure.line()}; its traceback: {failure.notebook}")
     else:
         show_report(root)
 
@@ -170,7 +173,11 @@ def experiment(name: Annotated[str, typer.Argument(help="an experiment of params
 
 
 @app.command()
-def study(slug: Slug, profile: Profile = None) -> None:
+def study(
+    slug: Slug,
+    profile: Profile = None,
+    cell_limit: Annotated[float | None, typer.Option(min=0, help="minutes a cell may take", metavar="MINUTES")] = None,
+) -> None:
     """Run one notebook through papermill and write reports/<slug>."""
     from tokenarium.run.execute import run_study
 
@@ -181,7 +188,7 @@ def study(slug: Slug, profile: Profile = None) -> None:
             f"params.yaml says profile {committed}: use `tokenarium repro {slug} --profile {profile}`, "
             "which keeps the results of the two apart"
         )
-    folder = run_study(root, slug)
+    folder = run_study(root, slug, cell_limit=cell_limit)
     print(f"{folder.relative_to(root)}: written")
 
 

@@ -27,6 +27,7 @@ from tokenarium.study import OUTPUT_VARIABLE
 from tokenarium.study.batches import halving
 from tokenarium.study.dataset import INDEX_FILE, TENSORS_FILE, as_numpy
 from tokenarium.study.experiments import Results, open_results
+from tokenarium.study.offline import keep_offline
 from tokenarium.study.parameters import ARENA, Parameters, find_study, load_params, project_root, study_parameters
 from tokenarium.study.provenance import peak_memory, provenance
 from tokenarium.study.style import use_style
@@ -86,6 +87,7 @@ class Study:
         self._evaluations: dict[str, np.ndarray] = {}
         self._overridden = bool(overrides)
         self._started = time.monotonic()
+        keep_offline(profile)
         torch.manual_seed(self.seeds[0])
         np.random.seed(self.seeds[0])  # noqa: NPY002 (what libraries use unasked must be fixed too)
         use_style()
