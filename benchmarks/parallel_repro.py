@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import yaml
 from rich.console import Console
 
 from tokenarium.run.parallel.driver import run
@@ -51,10 +52,9 @@ def project(folder: Path, command: str, count: int) -> Path:
     settings = "[core]\n    no_scm = true\n    analytics = false\n    check_update = false\n"
     (folder / ".dvc" / "config").write_text(settings)
     (folder / "params.yaml").write_text(PARAMS)
-    (folder / "dvc.yaml").write_text(
-        f"stages:\n  work:\n    foreach: [{', '.join(map(str, range(count)))}]\n    do:\n"
-        f"      cmd: {command} && echo ${{item}} > out${{item}}\n      outs: ['out${{item}}']\n"
-    )
+    stage = {"cmd": f"{command} && echo ${{item}} > out${{item}}", "outs": ["out${item}"]}
+    pipeline = {"stages": {"work": {"foreach": list(range(count)), "do": stage}}}
+    (folder / "dvc.yaml").write_text(yaml.safe_dump(pipeline))
     return folder
 
 
@@ -66,15 +66,20 @@ def seconds(action: Callable[[], object]) -> float:
 
 
 def called(tree: Path, *arguments: str) -> float:
-    """Wall time of a command of this Python's `dvc` or `tokenarium`. Raises CalledProcessError when it fails."""
+    """Wall time of a command of this Python's `dvc` or `tokenarium`. Raises RuntimeError when it fails."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"}
     command = [sys.executable, "-m", *arguments]
-    return seconds(lambda: subprocess.run(command, cwd=tree, env=environment, check=True, capture_output=True))
+    start = time.perf_counter()
+    done = subprocess.run(command, cwd=tree, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return time.perf_counter() - start
 
 
 def independent_stages(folder: Path, count: int = STAGES, busy: float = BUSY_SECONDS) -> tuple[float, float]:
     """Wall seconds of `dvc repro` and of `tokenarium repro -j 2` on stages that are busy on one core each."""
-    work = f"{sys.executable} -c 'import time; any(iter(lambda: time.process_time() >= {busy}, True))'"
+    spin = f"any(sum(range(10**5)) * (time.process_time() > {busy}) for _ in iter(int, 1))"
+    work = f"{sys.executable} -c 'import time; {spin}'"
     plain, parallel = (project(folder / name, work, count) for name in ("plain", "parallel"))
     targets = [f"work@{index}" for index in range(count)]
     return called(plain, "dvc", "repro"), called(parallel, "tokenarium.run.cli", "repro", *targets, "-j", "2")

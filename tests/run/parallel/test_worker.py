@@ -78,7 +78,9 @@ def test_an_interrupt_reaches_the_command_and_kills_what_stays(task, tmp_path):
     assert gone(told(tmp_path / "pid"))
 
 
-def test_a_killed_worker_takes_its_command_along(tmp_path):
+@pytest.mark.parametrize("children_first", [False, True])
+def test_a_worker_that_is_killed_takes_its_command_along(tmp_path, children_first):
+    """A Ray worker that loses its Ray kills its children first, and leaves those below them."""
     script = (
         "from tokenarium.run.parallel.worker import *; import os;"
         "run(Task('s', (('/bin/sh', '-c', 'sleep 100 & echo $! > pid; wait'),), '.', dict(os.environ), 'log'))"
@@ -86,5 +88,17 @@ def test_a_killed_worker_takes_its_command_along(tmp_path):
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path) as process:
         child = told(tmp_path / "pid")
         assert psutil.pid_exists(child)
+        if children_first:
+            process.send_signal(signal.SIGSTOP)
+            for each in psutil.Process(process.pid).children():
+                each.kill()
         process.kill()
     assert gone(child)
+
+
+def test_what_a_command_leaves_running_on_purpose_outlives_its_worker(task, tmp_path):
+    assert worker.run(task("sleep 100 & echo $! > pid")).error is None
+    child = told(tmp_path / "pid")
+    time.sleep(0.3)
+    assert psutil.pid_exists(child)
+    os.kill(child, signal.SIGKILL)

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,9 +83,12 @@ def _run(command: tuple[str, ...], folder: str, environment: dict[str, str], log
 
 @contextmanager
 def _guarded(group: int) -> Iterator[None]:
-    """Have `group` killed as soon as this process is gone, however it goes: the guard reads a pipe that then closes."""
+    """Have `group` killed as soon as this process is gone, however it goes: the guard reads a pipe that then ends.
+
+    The guard is no child of this process, because a Ray worker that loses its Ray kills its children before it leaves.
+    """
     with subprocess.Popen(
-        ["/bin/sh", "-c", 'read -r _; kill -9 "-$0"', str(group)],
+        ["/bin/sh", "-c", 'exec 3<&0; { read -r _ <&3 || kill -9 "-$0"; } &', str(group)],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -94,25 +97,24 @@ def _guarded(group: int) -> Iterator[None]:
         try:
             yield
         finally:
-            guard.kill()
+            with suppress(BrokenPipeError):
+                guard.stdin.write(b"done\n")
+                guard.stdin.flush()
 
 
 def _stop(process: subprocess.Popen) -> None:
     _signal(process.pid, signal.SIGINT)
     try:
-        process.wait(GRACE)
-    except subprocess.TimeoutExpired:
-        pass
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
     finally:
         _signal(process.pid, signal.SIGKILL)  # and what the command left behind
         process.wait()
 
 
 def _signal(group: int, number: signal.Signals) -> None:
-    try:
+    with suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-    except (ProcessLookupError, PermissionError):
-        return
 
 
 def _said(code: int) -> str:
