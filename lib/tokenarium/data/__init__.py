@@ -17,6 +17,7 @@ from tokenarium.data import (
     man_pages,
     python_source,
     tokenizers,
+    turkish_text,
     udhr,
 )
 from tokenarium.data.fetching import differences, make
@@ -34,6 +35,7 @@ _MODULES = (
     man_pages,
     python_source,
     licences,
+    turkish_text,
 )
 DATASETS = {module.DATASET.name: module.DATASET for module in _MODULES}
 
