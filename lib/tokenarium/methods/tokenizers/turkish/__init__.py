@@ -1,0 +1,1 @@
+"""Turkish for the papers on it: letters, an analyser of words, the hybrid tokenizer, and a published table."""
