@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 from tokenizers import Tokenizer
 
-from tokenarium.measure.bootstrap import LEVEL, RESAMPLES, Interval
+from tokenarium.measure.bootstrap import LEVEL, RESAMPLES, Interval, bootstrap
 from tokenarium.methods.tokenizers.turkish.analyser import Analyser
 from tokenarium.methods.tokenizers.turkish.hybrid import Hybrid
 from tokenarium.methods.tokenizers.turkish.letters import capitalised, has_letter, lower
@@ -340,8 +340,7 @@ def published() -> pd.DataFrame:
     """The published table, one model a row: TR-MMLU accuracy, parameters, vocabulary, tokens, %TR, %Pure.
 
     mmlu, tr_percent, ...: the paper's table (NaN for those that only the repository's later CSV has). later_*: that
-    CSV, which disagrees. tokenizer: the name of the same or nearest tokenizer here. notebook: 1 for the four models of
-    the published correlation.
+    CSV, which disagrees. notebook: 1 for the four models of the published correlation.
     """
     source = resources.files("tokenarium.methods.tokenizers.turkish") / "published_standards.csv"
     with source.open(encoding="utf-8") as file:
@@ -517,3 +516,31 @@ def gold_boundaries(analyser: Analyser, words: Iterable[str]) -> dict[str, list[
         word: [boundaries_of(surfaces) for surfaces in analyser.segmentations(word)] for word in words if len(word) > 1
     }
     return {word: readings for word, readings in found.items() if readings}
+
+
+def rank_agreement(
+    used: Mapping[str, Usage], table: pd.DataFrame, shared: Mapping[str, str], resamples: int = RESAMPLES
+) -> Interval:
+    """Spearman's correlation of our token counts with the published ones, bootstrap over our paragraphs.
+
+    shared: model of the table -> name of our tokenizer. Texts are fixed, so counts rank as tokens per character do.
+    """
+    published_ranks = stats.rankdata(table.set_index("model").loc[list(shared), "tokens"])
+    samples = np.stack([used[name].per_paragraph for name in shared.values()], axis=1)
+
+    def statistic(resampled: NDArray[np.float64]) -> NDArray[np.float64]:
+        return pearson(stats.rankdata(resampled.sum(axis=1), axis=-1), published_ranks)
+
+    return bootstrap(samples, statistic, resamples, over="paragraphs")
+
+
+def f1_lead(one: Score, others: Sequence[Score], resamples: int = RESAMPLES) -> Interval:
+    """Boundary F1 of `one` minus the best of the others on the same resample of words."""
+    samples = np.concatenate([each.boundaries for each in (one, *others)], axis=1)
+
+    def statistic(resampled: NDArray[np.float64]) -> NDArray[np.float64]:
+        counts = resampled.sum(axis=1).reshape(len(resampled), -1, 3)
+        f1 = precision_recall_f1(counts)[..., 2]
+        return f1[:, 0] - f1[:, 1:].max(axis=1)
+
+    return bootstrap(samples, statistic, resamples, over="words")
