@@ -2,11 +2,15 @@
 
 import re
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# A shell lets its background jobs ignore SIGINT, and every process below them: tests of Ctrl-C need it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PARAMS = """\
 profile: cpu

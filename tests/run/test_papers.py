@@ -105,7 +105,8 @@ def test_a_damaged_verdict_is_named(state, written):
 @pytest.fixture
 def shown(project):
     def shown(*arguments, terminal=False, width=400):
-        console = Console(file=io.StringIO(), width=width, force_terminal=terminal)
+        colours = "standard" if terminal else None  # whatever TERM says of the terminal that runs the tests
+        console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=colours)
         show_papers(project, *arguments, console=console)
         return console.file.getvalue()
 

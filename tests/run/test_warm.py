@@ -1,6 +1,7 @@
 """Warm kernels: like ordinary ones in everything that a notebook can see, and ordinary ones when anything is off."""
 
 import importlib
+import itertools
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ server.IDLE_SECONDS, server.TICK_SECONDS = {idle}, 0.05
 {more}
 server.main()
 """
+NUMBERS = itertools.count()
 PROBE = """\
 import json, locale, multiprocessing, os, resource, select, signal, sys, time
 import matplotlib.pyplot, numpy, torch
@@ -80,14 +82,15 @@ def registered(tmp_path, monkeypatch):
 @pytest.fixture
 def bare(monkeypatch, tmp_path):
     """Have servers of their own for this test, which import nothing."""
+    place = f"bare{next(NUMBERS)}"
 
     def bare(idle=60.0, refusal=None, more=""):
         code = BARE.format(idle=idle, refusal=refusal, more=more)
         monkeypatch.setattr(client, "SERVER", ("-c", code))
-        monkeypatch.setattr(identity, "place", lambda: "bare")
+        monkeypatch.setattr(identity, "place", lambda: place)
 
     yield bare
-    client.retire(identity.runtime_folder(), "bare-*")
+    client.retire(identity.runtime_folder(), f"{place}-*")
 
 
 class Running:
@@ -155,9 +158,7 @@ def test_the_package_and_its_kernel_name_the_same_provisioner():
     assert hasattr(importlib.import_module(module), thing)
     spec = json.loads((ROOT / "lib/tokenarium/run/warm/kernelspec/kernel.json").read_text())
     assert spec["metadata"]["kernel_provisioner"] == {"provisioner_name": NAME}
-    assert (
-        "install --sys-prefix --name tokenarium lib/tokenarium/run/warm/kernelspec" in (ROOT / "Makefile").read_text()
-    )
+    assert "--sys-prefix --name tokenarium lib/tokenarium/run/warm/kernelspec" in (ROOT / "Makefile").read_text()
 
 
 def test_a_notebook_cannot_tell_a_warm_kernel_from_an_ordinary_one(kernel, tmp_path, monkeypatch):
@@ -196,11 +197,13 @@ def test_the_slow_packages_are_there_before_the_first_import(kernel):
 
 def test_a_kernel_is_interrupted_and_goes_on(kernel):
     running = kernel()
-    running.client.execute("import time\nprint('asleep', flush=True)\ntime.sleep(60)")
+    asked = running.client.execute("import time\nprint('asleep', flush=True)\ntime.sleep(60)")
     while running.client.get_iopub_msg(timeout=30)["content"].get("text") != "asleep\n":
         pass
     running.manager.interrupt_kernel()
-    assert running.client.get_shell_msg(timeout=30)["content"]["ename"] == "KeyboardInterrupt"
+    while (reply := running.client.get_shell_msg(timeout=30))["parent_header"]["msg_id"] != asked:
+        pass
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
     assert running.run("print(1)") == "1\n"
 
 
@@ -377,7 +380,7 @@ def fork():
 @pytest.fixture
 def socket_path(bare):
     bare(idle=0.2)
-    return identity.runtime_folder() / f"bare-{identity.code(os.environ)}.socket"
+    return identity.runtime_folder() / f"{identity.place()}-{identity.code(os.environ)}.socket"
 
 
 def test_an_idle_server_ends(socket_path):
@@ -390,18 +393,18 @@ def test_a_server_whose_sources_changed_takes_no_more_requests(bare):
     bare(
         more="from tokenarium.run.warm import identity\ncodes = iter('aab')\nidentity.code = lambda e: next(codes, 'b')"
     )
-    path = identity.runtime_folder() / f"bare-{identity.code(os.environ)}.socket"
+    path = identity.runtime_folder() / f"{identity.place()}-{identity.code(os.environ)}.socket"
     fork()
     assert wait_for(lambda: not path.exists())
 
 
 def test_a_new_server_retires_the_old_one(bare, monkeypatch):
     bare()
-    old = identity.runtime_folder() / f"bare-{identity.code(os.environ)}.socket"
+    old = identity.runtime_folder() / f"{identity.place()}-{identity.code(os.environ)}.socket"
     fork()
     assert old.exists()
     monkeypatch.setenv("PYTHONHASHSEED", "11")
-    new = identity.runtime_folder() / f"bare-{identity.code(os.environ)}.socket"
+    new = identity.runtime_folder() / f"{identity.place()}-{identity.code(os.environ)}.socket"
     fork()
     assert new.exists()
     assert wait_for(lambda: not old.exists())
