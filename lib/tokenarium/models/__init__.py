@@ -7,7 +7,12 @@ from typing import Any
 
 from tokenarium.errors import TokenariumError
 
-RECIPES = {"vit-fmnist": "vit_fmnist", "minilm-l6": "minilm"}
+RECIPES = {
+    "vit-fmnist": "vit_fmnist",
+    "minilm-l6": "minilm",
+    "smollm2-135m": "smollm2",
+    "gemma3-270m": "gemma3",
+}
 
 
 def build(root: Path, path: Path, recipe: str, seed: int, parameters: Mapping[str, Any]) -> None:
