@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import random
 import subprocess
@@ -28,7 +29,7 @@ from tokenarium.run.parallel.view import View
 from tokenarium.run.resources import Resources
 
 STAGES = 24
-BUSY_SECONDS = 4.0  # of CPU time, in each stage
+BUSY_SECONDS = 3.0  # of CPU time, in each stage
 NOOPS = 40
 PAPERS = 93
 WORKERS = 64
@@ -90,7 +91,8 @@ def cost_of_a_stage(folder: Path, count: int = NOOPS) -> tuple[float, float]:
     from dvc.repo import Repo
 
     plain, parallel = (project(folder / name, "true", count) for name in ("plain", "parallel"))
-    with contextlib.chdir(plain), Repo(str(plain)) as repo, contextlib.redirect_stdout(io.StringIO()):
+    logging.getLogger("dvc").setLevel(logging.WARNING)
+    with contextlib.chdir(plain), Repo(str(plain)) as repo:
         alone = seconds(repo.reproduce)
     executor = RayExecutor()
     try:

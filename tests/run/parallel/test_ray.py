@@ -68,10 +68,11 @@ def test_nothing_listens_beyond_the_loopback_interface(cluster):
 
 
 def test_stages_see_nothing_of_ray_and_the_threads_that_they_asked_for(cluster, project, view):
-    tree = project({"s": {"cmd": "env > s", "outs": ["s"]}})
+    tree = project({"s": {"cmd": "env > s; nice > priority", "outs": ["s"]}})
     driver.run(tree, (), 2, needs=lambda stage: Resources(cpus=2, memory_gb=1), executor=cluster, view=view)
     seen = (tree / "s").read_text().splitlines()
     assert "OMP_NUM_THREADS=2" in seen
+    assert int((tree / "priority").read_text()) == os.nice(0)
     assert f"DVC_ROOT={tree}" in seen
     assert not [line for line in seen if line.startswith("RAY_") and line.split("=")[0] not in os.environ]
 

@@ -104,6 +104,7 @@ class RayExecutor:
         if local:
             settings |= {
                 "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # on Linux as there: bind the loopback interface only
+                "RAY_worker_niceness": "0",  # else stages run at a lower priority than under `dvc repro`
                 "RAY_AUTH_MODE": "token",
                 "RAY_AUTH_TOKEN": TOKEN,  # else Ray writes one to the home folder
             }
