@@ -1,5 +1,6 @@
 """Warm kernels: like ordinary ones in everything that a notebook can see, and ordinary ones when anything is off."""
 
+import asyncio
 import importlib
 import itertools
 import json
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from jupyter_client.manager import KernelManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
 from tokenarium.run.warm import ColdKernel, client, identity, server
@@ -228,12 +230,12 @@ def test_a_signal_reaches_the_kernel_and_what_it_started(kernel):
     assert wait_for(lambda: gone(child))
 
 
-def test_a_shut_down_kernel_leaves_nothing_behind(kernel):
-    running = kernel()
+def test_a_shut_down_kernel_does_what_it_meant_to_do_at_its_end(kernel, tmp_path):
+    running = kernel(cwd=str(tmp_path))
     pid = running.process.pid
-    assert running.run("import atexit; atexit.register(open('left', 'w').close) and None") == ""
+    assert running.run("import atexit; _ = atexit.register(lambda: open('left', 'w').write('so'))") == ""
     running.manager.shutdown_kernel()
-    assert running.manager.provisioner.process is None
+    assert (tmp_path / "left").read_text() == "so"
     assert wait_for(lambda: not Path("/proc", str(pid)).exists())
 
 
@@ -262,6 +264,22 @@ def test_a_kernel_outlives_its_server(kernel, bare):
     assert running.process.poll() is None
     running.client.execute("exit()")
     assert running.process.wait(30) == 255
+
+
+def test_a_jupyter_server_forks_several_at_once(monkeypatch):
+    monkeypatch.setattr(KernelProvisionerFactory.instance(), "default_provisioner_name", NAME)
+
+    async def several():
+        manager = AsyncMultiKernelManager()
+        names = await asyncio.gather(*(manager.start_kernel(kernel_name="python3") for _ in range(3)))
+        processes = [manager.get_kernel(name).provisioner.process for name in names]
+        await manager.shutdown_all(now=True)
+        return processes
+
+    processes = asyncio.run(several())
+    assert all(isinstance(process, WarmProcess) for process in processes)
+    assert len({process.pid for process in processes}) == 3
+    assert all(process.returncode is not None for process in processes)
 
 
 # An ordinary kernel instead
