@@ -80,7 +80,7 @@ def test_stages_see_nothing_of_ray_and_the_threads_that_they_asked_for(cluster, 
 def test_a_killed_worker_is_a_failed_stage_that_leaves_no_process_and_the_rest_goes_on(cluster, project, view):
     tree = project(
         {
-            "victim": {"cmd": "sleep 100 & echo $! > pid; kill -9 $PPID; wait", "outs": ["victim"]},
+            "victim": {"cmd": "sleep 100 & echo $! > pid; sleep 1; kill -9 $PPID; wait", "outs": ["victim"]},
             "other": {"cmd": "echo 1 > other", "outs": ["other"]},
         }
     )
