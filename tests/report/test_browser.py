@@ -10,30 +10,20 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from chromium import ARGUMENTS, CHROMIUM, needs_chromium
 from nbformat import v4
 
 from tokenarium.report.pages import write_report
 from tokenarium.study.parameters import project_root
 
 ROOT = project_root(Path(__file__).parent)
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 PAGES = ("index.html", "papers/pitome.html", "notebooks/pitome.html", "families/vision.html", "search.html")
 CARDS = [
     {"slug": f"card-{number:02}", "title": f"A paper {number:02}", "family": family, "arxiv": f"2401.{number:05}"}
     for number, family in enumerate(["kv-cache", "text", "vision"] * 4)
 ]
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `apt-get install chromium` brings it")
+pytestmark = needs_chromium
 
 PAPERS = [path.stem for path in (ROOT / "verdicts").glob("*.json") if not path.stem.startswith("arena-")]
 

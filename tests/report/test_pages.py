@@ -16,6 +16,7 @@ from tokenarium.report import pages as pages_module
 from tokenarium.report.pages import as_markdown, site_pages, with_links, write_report
 from tokenarium.report.studies import load_studies
 from tokenarium.report.verdicts import write_verdict
+from tokenarium.run.failures import record_failure
 
 
 class Page(HTMLParser):
@@ -299,17 +300,14 @@ def test_the_tensors_are_listed_with_their_dimensions(report, project):
 
 def test_a_failed_run_is_said_to_have_failed_above_the_last_good_result(report, project):
     report()
-    folder = project / ".tokenarium" / "failed"
-    folder.mkdir(parents=True)
-    failure = {"slug": "tiny", "cell": 7, "ename": "ValueError", "evalue": "no <k>", "when": "2031-05-06"}
-    (folder / "tiny.json").write_text(json.dumps(failure | {"traceback": "line one\nline <two>"}))
+    record_failure(project, "tiny", 7, "ValueError", "no <k>", "line one\nline <two>", None)
     pages = sources(project)
     text = pages["papers/tiny.md"].text
     assert "The last run failed; the last good result is shown. Cell 7 stopped with ValueError: no <k>" in text
     assert "Traceback line one line <two>" in text
     assert text.index("The last run failed") < text.index("reproduced at profile cpu")
     assert "failed" not in pages["families/toys.md"].text
-    (folder / "tiny.json").write_text("{")
+    (project / ".tokenarium" / "failed" / "tiny.json").write_text("{")
     assert "The last run failed" not in sources(project)["papers/tiny.md"].text
 
 

@@ -4,27 +4,16 @@ Without a Chromium these tests are skipped: `apt-get install chromium` brings De
 """
 
 import re
-import shutil
 
 import numpy as np
 import pytest
 import xarray as xr
+from chromium import ARGUMENTS, CHROMIUM, needs_chromium
 
 from tokenarium.study.explorer import explore, export_html
 from tokenarium.study.explorer.catalogue import check_state
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-ARGUMENTS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium: `apt-get install chromium` brings it")
+pytestmark = needs_chromium
 
 GENERATOR = np.random.default_rng(0)
 ENERGY = GENERATOR.normal(size=(3, 16)).astype(np.float32)

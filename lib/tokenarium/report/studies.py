@@ -12,7 +12,6 @@ from tokenarium.errors import TokenariumError
 from tokenarium.report.verdicts import load_evidence, load_verdicts, read_record, stage_of
 from tokenarium.study.tables import with_intervals
 
-FAILURE_KEYS = ("slug", "cell", "ename", "evalue", "traceback", "when")
 NOT_RUN = "not run yet"
 NOT_BEGUN = "not begun"
 
@@ -65,15 +64,6 @@ def matrix_rows(
         row["verdict"] = NOT_RUN if slug in known else NOT_BEGUN
         rows.setdefault(slug, row | {"profile": "", "claims": [], "finished": "", "page": False})
     return list(rows.values())
-
-
-def load_failure(root: Path, slug: str) -> dict[str, Any] | None:
-    """What stopped the last run of `slug`, or None when it went through; an unreadable note is no reason to stop."""
-    path = root / ".tokenarium" / "failed" / f"{page_name(slug)}.json"
-    try:
-        return read_record(path, FAILURE_KEYS, "") if path.is_file() else None
-    except TokenariumError:
-        return None
 
 
 def limits_of_arena(root: Path, family: str) -> str:
