@@ -24,6 +24,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.normalizers import Normalizer
 from tokenizers.pre_tokenizers import PreTokenizer
 
 Pair = tuple[bytes, bytes]
@@ -76,11 +77,14 @@ def super_words() -> PreTokenizer:
     return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def count_words(texts: Iterable[str], pre_tokenizer: PreTokenizer) -> Counter[bytes]:
+def count_words(
+    texts: Iterable[str], pre_tokenizer: PreTokenizer, normalizer: Normalizer | None = None
+) -> Counter[bytes]:
     """How often each word occurs in the texts under a byte-level pre-tokenizer, in order of first occurrence."""
     counts: Counter[str] = Counter()
     for text in texts:
-        counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(text))
+        normal = normalizer.normalize_str(text) if normalizer else text
+        counts.update(word for word, _ in pre_tokenizer.pre_tokenize_str(normal))
     return Counter({from_characters(word): count for word, count in counts.items()})
 
 
@@ -224,7 +228,7 @@ def ranks(merges: Iterable[Pair]) -> dict[Pair, int]:
 
 def segment(word: Word, rank: Mapping[Pair, int]) -> list[bytes]:
     """The tokens of one word: the merge of the lowest rank, everywhere from left to right, until none applies."""
-    symbols = [word[index : index + 1] for index in range(len(word))] if isinstance(word, bytes) else list(word)
+    symbols = _bytes(word) if isinstance(word, bytes) else list(word)
     while len(symbols) > 1:
         best = min(pairwise(symbols), key=lambda pair: rank.get(pair, len(rank)))
         if best not in rank:
@@ -268,10 +272,11 @@ def merges_of(tokenizer: Tokenizer) -> list[Pair]:
 
 
 def clean_merges(merges: Sequence[Pair], drop_runs: bool = False) -> list[Pair]:
-    """One merge for each token out of a list converted from SentencePiece, which names every way to make it.
+    """One merge for each token out of a converted list (SentencePiece, tiktoken) that names every way to make it.
 
-    Of several merges that make the same token the one stays whose history is the smallest: the ranks of all merges
-    that it is made of, sorted, compared from the lowest on; the rank of a token is the place at which it is first made.
+    The merge stays that encoding the token goes through, where the rank of a merge is the place at which its product is
+    first made. That is the way whose ranks, sorted, are the smallest (arXiv 2407.16607), but for runs of equal symbols,
+    where it is the encoder that counts. A token that encoding never reaches keeps the way of the smallest ranks.
     drop_runs: also drop runs of blanks, "▁", newlines or tabs, which Gemma's list adds by hand.
     """
     rank: dict[bytes, int] = {}
@@ -279,16 +284,37 @@ def clean_merges(merges: Sequence[Pair], drop_runs: bool = False) -> list[Pair]:
     for left, right in merges:
         rank.setdefault(left + right, len(rank))
         ways.setdefault(left + right, []).append((left, right))
-    history: dict[bytes, tuple[int, ...]] = {}
+    unmade = {symbol for pair in merges for symbol in pair} - set(rank)
+    symbols = _characters if any(len(symbol) > 1 for symbol in unmade) else _bytes
+    history: dict[bytes, list[int]] = {}
     chosen: dict[bytes, Pair] = {}
     for token in sorted(ways, key=len):  # what a token is made of is shorter than it
-        candidates = [
-            (tuple(sorted((*history.get(left, ()), *history.get(right, ()), rank[token]))), (left, right))
-            for left, right in ways[token]
-        ]
-        history[token], chosen[token] = min(candidates)
+        histories = {
+            way: sorted((*history.get(way[0], ()), *history.get(way[1], ()), rank[token])) for way in ways[token]
+        }
+        reached = _last_merge(token, symbols, rank)
+        chosen[token] = reached if reached in histories else min(histories, key=histories.__getitem__)
+        history[token] = histories[chosen[token]]
     kept = (chosen[token] for token in ways)
     return [pair for pair in kept if not (drop_runs and _is_run(pair[0] + pair[1]))]
+
+
+def _last_merge(token: bytes, symbols: Callable[[bytes], list[bytes]], rank: Mapping[bytes, int]) -> Pair:
+    """The two parts that are left when a token is encoded, from its symbols on, up to its own merge."""
+    parts = symbols(token)
+    while len(parts) > 2:
+        places = [rank.get(left + right, len(rank)) for left, right in pairwise(parts)]
+        index = places.index(min(places))
+        parts[index : index + 2] = [parts[index] + parts[index + 1]]
+    return parts[0], parts[1]
+
+
+def _bytes(token: bytes) -> list[bytes]:
+    return [token[index : index + 1] for index in range(len(token))]
+
+
+def _characters(token: bytes) -> list[bytes]:
+    return [character.encode() for character in token.decode()]
 
 
 def _is_run(token: bytes) -> bool:
@@ -348,6 +374,21 @@ class Replay:
             self.start[: num_steps + 1],
             self.changed[:last],
             self.delta[:last],
+        )
+
+    def rest(self, step: int) -> Replay:
+        """The replay from merge `step` on; what was merged before is part of the start."""
+        counts = next((counts for now, counts in enumerate(self.counts()) if now == step), None)
+        if counts is None:
+            raise ValueError(f"step must be below {self.num_steps}, got {step}")
+        begin = self.start[step]
+        return Replay(
+            self.pairs,
+            counts.copy(),
+            self.merge_pair[step:],
+            self.start[step:] - begin,
+            self.changed[begin:],
+            self.delta[begin:],
         )
 
     def select(self, categories: Sequence[int]) -> Replay:
@@ -434,7 +475,7 @@ class _Corpus:
         self._symbol_id = {symbol: index for index, symbol in enumerate(self.symbols)}
         if all(isinstance(word, bytes) for word in words) and self.symbols[:256] == BYTE_ALPHABET:
             return _BYTE_ID[np.frombuffer(b"".join(words), dtype=np.uint8)]
-        parts = [[word[i : i + 1] for i in range(len(word))] if isinstance(word, bytes) else word for word in words]
+        parts = [_bytes(word) if isinstance(word, bytes) else word for word in words]
         for symbol in sorted({symbol for part in parts for symbol in part} - set(self.symbols)):
             self._intern(symbol)
         return np.array([self._symbol_id[symbol] for part in parts for symbol in part], dtype=np.int64)
