@@ -241,6 +241,21 @@ def test_a_shut_down_kernel_does_what_it_meant_to_do_at_its_end(kernel, tmp_path
     assert wait_for(lambda: not Path("/proc", str(pid)).exists())
 
 
+def test_the_control_thread_of_a_kernel_has_ended_when_its_exit_functions_run(kernel, tmp_path):
+    """Else it may wait for the output thread, which one of them stops, and the kernel hangs at its end."""
+    running = kernel(cwd=str(tmp_path))
+    spy = """
+import atexit
+from ipykernel.kernelapp import IPKernelApp
+
+app = IPKernelApp.instance()
+_ = atexit.register(lambda: open('alive', 'w').write(str(app.control_thread.is_alive())))
+"""
+    assert running.run(spy) == ""
+    running.manager.shutdown_kernel()
+    assert (tmp_path / "alive").read_text() == "False"
+
+
 def test_a_kernel_ends_with_the_process_that_asked_for_it():
     starter = (
         "import os\n"

@@ -284,10 +284,22 @@ def _end_with(connection: socket.socket) -> None:
 
 def run_kernel() -> int:
     """Run ipykernel until it is shut down; returns the exit status."""
-    from ipykernel import kernelapp
+    from ipykernel.kernelapp import IPKernelApp
+
+    class WarmKernelApp(IPKernelApp):
+        def start(self) -> None:
+            """Run until the shutdown, and let the control thread end before the exit functions stop the output thread.
+
+            It has still to flush the outputs when it has answered the request. Where the output thread ends meanwhile,
+            it waits for ten seconds; a kernel that ends as fast as a fork does met that about once in forty times.
+            """
+            super().start()
+            if self.control_thread and self.control_thread.is_alive():
+                self.control_thread.stop()
+                self.control_thread.join()
 
     try:
-        kernelapp.launch_new_instance(parent_handle=1)  # 1: it polls no parent, `_end_with` does that
+        WarmKernelApp.launch_instance(parent_handle=1)  # 1: it polls no parent, `_end_with` does that
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     return 0
