@@ -40,6 +40,7 @@ data: {}
 models: {}
 recipes: {}
 families: {}
+experiments: {}
 papers: {}
 arenas: {}
 resources:
