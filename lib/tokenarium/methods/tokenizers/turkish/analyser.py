@@ -1,6 +1,8 @@
 """Morphological analysis of Turkish words with zeyrek, a port of Zemberek's lexicon and rules, each word once."""
 
 import logging
+from collections.abc import Iterator
+from enum import Enum
 from typing import NamedTuple
 
 from tokenarium.methods.tokenizers.turkish.letters import lower
@@ -21,8 +23,13 @@ class Analyser:
         # as a warning.
         logging.getLogger("zeyrek.rulebasedanalyzer").setLevel(logging.ERROR)
         from zeyrek import MorphAnalyzer
+        from zeyrek.lexicon import RootLexicon
 
-        self._parse = MorphAnalyzer()._parse
+        lexicon = RootLexicon.default_text_dictionaries()
+        for item in lexicon.items:
+            item.attributes = _InOrder(item.attributes)
+        lexicon.item_set = dict.fromkeys(sorted(lexicon.item_set, key=lambda item: item.id_))
+        self._parse = MorphAnalyzer(lexicon)._parse
         self._known: dict[str, tuple[Analysis, ...]] = {}
 
     def analyses(self, word: str) -> tuple[Analysis, ...]:
@@ -49,3 +56,14 @@ class Analyser:
         """The distinct ways to cut `word` (lower case) into surfaces that spell it."""
         found = dict.fromkeys(analysis.surfaces for analysis in self.analyses(word))
         return [surfaces for surfaces in found if "".join(surfaces) == word]
+
+
+class _InOrder(set):
+    """A root's attributes in the order in which zeyrek declares them, as Zemberek, its model, goes through them.
+
+    A plain set has them in the order of Python's hashes of the day, and roots that double and voice their last letter
+    lose readings in some orders.
+    """
+
+    def __iter__(self) -> Iterator[Enum]:
+        return iter(sorted(super().__iter__(), key=lambda attribute: attribute.value))
