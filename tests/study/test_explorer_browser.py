@@ -230,6 +230,16 @@ def test_every_control_has_a_label_and_the_keyboard_reaches_it(page):
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong(page, scheme):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.emulate_media(color_scheme=scheme)
+    violations = Axe().run(page, options={"preload": False}).response["violations"]
+    found = [(each["id"], node["html"], node["failureSummary"]) for each in violations for node in each["nodes"]]
+    assert found == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_can_be_read_in_light_and_dark(page, scheme):
     page.emulate_media(color_scheme=scheme)
 
