@@ -11,7 +11,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 
 from tokenarium.study.figures import budget_curves, interval_rows, show_groups
-from tokenarium.study.style import METHOD_COLOURS, colour, use_style
+from tokenarium.study.style import METHOD_COLOURS, colour, paper_marks, use_style
 
 pytestmark = pytest.mark.filterwarnings("error")  # matplotlib's own among them
 
@@ -235,3 +235,12 @@ def test_a_variant_has_the_colour_of_its_method(method, same_as):
 def test_a_method_without_an_entry_has_a_colour_fixed_by_its_name_alone():
     assert colour("prune") == "#56B4E9"
     assert colour("ToMeish") != METHOD_COLOURS["ToMe"]
+
+
+def test_the_papers_own_figures_are_black_crosses_with_one_legend_entry():
+    axes = plt.subplot()
+    paper_marks(axes, [1, 2], [3, 4])
+    (line,) = axes.lines
+    assert line.get_xydata().tolist() == [[1, 3], [2, 4]]
+    assert (line.get_marker(), line.get_linestyle(), to_hex(line.get_color())) == ("x", "None", "#000000")
+    assert axes.get_legend_handles_labels()[1] == ["the paper's figure"]

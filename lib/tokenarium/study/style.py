@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from matplotlib.axes import Axes
 
+# Widths of a figure in inches, in one column of a two-column page and over both.
+COLUMN, PAGE = 3.4, 7.0
+
 # Okabe-Ito, then seaborn's colour-blind palette for what comes after.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999")
 METHOD_COLOURS = {
@@ -34,7 +37,7 @@ def use_style() -> None:
     sns.set_theme(context="notebook", style="whitegrid", palette=PALETTE)
     mpl.rcParams.update(
         {
-            "figure.figsize": (7.0, 4.0),
+            "figure.figsize": (PAGE, 4.0),
             "figure.dpi": 100,
             "savefig.bbox": "tight",
             "svg.fonttype": "none",
@@ -73,3 +76,8 @@ def interval_line(
     style = {"color": colour(label), "marker": "o", "markersize": 4} | style
     axes.plot(x, value, label=label, **style)
     axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def paper_marks(axes: Axes, x: Sequence[float], y: Sequence[float]) -> None:
+    """Crosses where the paper's own figures lie, to be told from what was measured here."""
+    axes.plot(x, y, "x", color="black", markersize=9, label="the paper's figure", zorder=4)

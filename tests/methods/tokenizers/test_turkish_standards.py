@@ -283,3 +283,11 @@ def test_a_score_counts_types_and_running_tokens(analyser, hybrid):
 
 def test_frequent_words_are_counted_in_lower_case_only():
     assert standards.frequent_words(["bu ev, Bu ev9 bu", "ev bu"]) == ["bu", "ev"]
+
+
+def test_every_token_counts_in_the_word_where_it_or_its_blank_begins():
+    def pieces(text):
+        return [(token, text.index(token)) for token in ("ev", "ler", " den", " ", "gel", "di")]
+
+    assert standards.tokens_per_word(pieces, "evler den  geldi").tolist() == [2, 2, 0, 2]
+    assert standards.tokens_per_word(standards.characters, "ab c").tolist() == [2, 2]

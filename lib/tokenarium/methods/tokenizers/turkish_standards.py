@@ -188,6 +188,16 @@ def library_pieces(tokenizer: Tokenizer) -> Pieces:
     return pieces
 
 
+def tokens_per_word(pieces: Pieces, text: str) -> NDArray[np.int64]:
+    """How many tokens begin in each word of `text.split(" ")`, (words,).
+
+    A token that begins with the blank before a word is that word's.
+    """
+    ends = np.cumsum([len(word) + 1 for word in text.split(" ")]) - 1
+    starts = [start for _, start in pieces(text)]
+    return np.bincount(np.searchsorted(ends, starts, side="right"), minlength=len(ends))
+
+
 def hybrid_usage(hybrid: Hybrid, paragraphs: Sequence[str], words: Iterable[str]) -> Usage:
     """The hybrid tokenizer over a text: alone, an id stands for the first surface that its dictionary has for it."""
     return usage(
