@@ -14,7 +14,35 @@ def arms(seed=0, sets=3, blocks=8, factor=1.1):
     return one, one * factor * generator.uniform(0.98, 1.02, size=one.shape)
 
 
+# Blocks
+
+
+def test_a_tokens_bits_are_spread_over_its_bytes_and_the_rest_of_a_text_is_left_out():
+    lengths, bits = np.array([200, 112, 300]), np.array([4.0, 56.0, 60.0])
+    parts = {
+        "T.text": {"a.ids": np.array([7, 8, 9]), "a.bytes": lengths},
+        "T.hybrid": {"a": bits},
+        "original.text": {"a.ids": np.array([1, 1]), "a.bytes": np.array([306, 306])},
+        "original": {"a": np.array([1.0, 2.0])},
+    }
+    per_byte = [value / length for value, length in zip(bits, lengths, strict=True) for _ in range(length)]
+    one, two = (scores.Scores(parts, ["a"], count) for count in (1, 2))
+    np.testing.assert_allclose(one.bits("T", "hybrid"), [[sum(per_byte[:256])]])
+    np.testing.assert_allclose(two.bits("T", "hybrid"), [[sum(per_byte[:256]), sum(per_byte[256:512])]])
+    np.testing.assert_allclose(one.tokens("T"), [[1 + 56 / 112]])
+    np.testing.assert_allclose(one.bits(scores.ORIGINAL), [[256 / 306]])
+    with pytest.raises(ValueError, match="'a' has no 3 blocks"):
+        scores.Scores(parts, ["a"], 3).bits("T", "hybrid")
+
+
 # Ratios
+
+
+def test_a_ratio_keeps_the_order_of_its_logarithms():
+    ratio = scores.as_ratio(scores.log_ratio(*arms(), resamples=50))
+    one, other = arms()
+    assert ratio.low < ratio.value < ratio.high < 1
+    assert ratio.value == pytest.approx(math.exp(scores.log_ratio(one, other, resamples=50).value))
 
 
 def test_the_log_ratio_is_that_of_the_geometric_mean_over_sets():

@@ -4,15 +4,53 @@ An arm's score is bits[set, block]: its surprise at each block of `BLOCK` bytes 
 are spread evenly over its bytes, so that arms and tokenizers with other cuts can be compared block by block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 
 from tokenarium.measure.bootstrap import LEVEL, RESAMPLES, Interval
+from tokenarium.methods.tokenizers import swaplab
 
 BLOCK = 256
+ORIGINAL = "original"
+
+
+class Scores:
+    """Every arm's bits, by token and by block of text, out of the experiments' parts.
+
+    parts: "<target>.text" holds ids and bytes of each token, "<text>.ids" and "<text>.bytes"; "<target>.<arm>" holds
+    bits by text. The model with its own tokenizer is the target "original", without arms.
+    """
+
+    def __init__(self, parts: Mapping[str, Mapping[str, NDArray]], texts: Sequence[str], num_blocks: int):
+        self._parts, self.texts, self._num_blocks = parts, list(texts), num_blocks
+
+    def token_bits(self, target: str, arm: str, text: str) -> NDArray[np.float64]:
+        """Bits of each token of a text, (n,)."""
+        return self._parts[target if target == ORIGINAL else f"{target}.{arm}"][text]
+
+    def token_ids(self, target: str, text: str) -> NDArray[np.int64]:
+        """Ids of each token of a text, (n,)."""
+        return self._parts[f"{target}.text"][f"{text}.ids"]
+
+    def bits(self, target: str, arm: str = "", texts: Sequence[str] = ()) -> NDArray[np.float64]:
+        """Bits (sets, blocks) in the texts, all by default. Raises ValueError for a text that is too short."""
+        return self._blocks(target, lambda text: self.token_bits(target, arm, text), texts or self.texts)
+
+    def tokens(self, target: str, texts: Sequence[str] = ()) -> NDArray[np.float64]:
+        """Tokens (sets, blocks), each by the share of its bytes in a block."""
+        return self._blocks(target, lambda text: np.ones(len(self.token_ids(target, text))), texts or self.texts)
+
+    def _blocks(self, target: str, values: Callable[[str], NDArray], texts: Sequence[str]) -> NDArray[np.float64]:
+        found = []
+        for text in texts:
+            sums, num_bytes = swaplab.blocks(values(text), self._parts[f"{target}.text"][f"{text}.bytes"], BLOCK)
+            if (num_bytes == BLOCK).sum() < self._num_blocks:
+                raise ValueError(f"the text {text!r} has no {self._num_blocks} blocks of {BLOCK} bytes")
+            found.append(sums[: self._num_blocks])
+        return np.stack(found)
 
 
 def resamples_of(sets: int, blocks: int, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.int64]:
@@ -116,6 +154,11 @@ def saving(one: ArrayLike, other: ArrayLike, resamples: int = RESAMPLES, seed: i
 def _interval(values: NDArray[np.float64], how: str) -> Interval:
     low, high = np.quantile(values[1:], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(values[0], min(low, values[0]), max(high, values[0]), how)
+
+
+def as_ratio(log: Interval) -> Interval:
+    """A ratio from the interval of its logarithm."""
+    return Interval(*np.exp([log.value, log.low, log.high]), log.how)
 
 
 def by_group(groups: ArrayLike, values: ArrayLike, names: Mapping[int, str]) -> pd.DataFrame:
