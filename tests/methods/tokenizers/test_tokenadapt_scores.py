@@ -127,6 +127,25 @@ def test_groups_have_their_mean_and_error_and_small_ones_are_left_out():
     assert table.error.tolist() == pytest.approx([1.0, 1.0])
 
 
+def test_a_dial_is_turned_alone():
+    default = {"lam": 0.3, "k": 3, "features": "encoder"}
+    arms = {
+        "hybrid": {},
+        "k1": {"k": 1, "texts": ["a"]},
+        "same": {"k": 3, "texts": ["a"]},
+        "both": {"k": 1, "lam": 0.1},
+        "local": {"lam": 0.0},
+        "shuffled": {"features": "shuffled"},
+    }
+    rows = scores.one_dial_at_a_time(default, arms, ("lam", "k"))
+    assert [tuple(row.values()) for row in rows] == [
+        ("lam", 0.0, "local"),
+        ("lam", 0.3, "hybrid"),
+        ("k", 1, "k1"),
+        ("k", 3, "hybrid"),
+    ]
+
+
 def test_the_published_table_divides_the_hybrid_by_each_other():
     rows = {"a": {"x": {"hybrid": 2.0, "retok": 4.0}, "y": {"hybrid": 3.0, "local": 2.0}}}
     table = scores.published_table(rows)

@@ -5,6 +5,7 @@ are spread evenly over its bytes, so that arms and tokenizers with other cuts ca
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -171,6 +172,24 @@ def by_group(groups: ArrayLike, values: ArrayLike, names: Mapping[int, str]) -> 
             error = held.std(ddof=1) / np.sqrt(len(held))
             rows.append({"group": name, "n": len(held), "mean": held.mean(), "error": error})
     return pd.DataFrame(rows, columns=["group", "n", "mean", "error"])
+
+
+def one_dial_at_a_time(
+    default: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]], dials: Sequence[str]
+) -> list[dict[str, Any]]:
+    """For each dial the arms that differ from the default in it alone, and the default itself: dial, setting, arm.
+
+    arms: what each sets; an empty one is the default. Sorted by setting within a dial.
+    """
+    found = []
+    for dial in dials:
+        others = [key for key in default if key != dial]
+        for arm, changes in arms.items():
+            settings = {**default, **changes}
+            alone = all(settings[key] == default[key] for key in others)
+            if alone and (settings[dial] != default[dial] or not changes):
+                found.append({"dial": dial, "setting": settings[dial], "arm": arm})
+    return sorted(found, key=lambda row: (list(dials).index(row["dial"]), row["setting"]))
 
 
 def published_table(rows: Mapping[str, Mapping[str, Mapping[str, float]]]) -> pd.DataFrame:
