@@ -120,11 +120,11 @@ def test_the_pieces_of_a_token_spell_it():
         assert b"".join(held[index] for index in ids) == token
 
 
-def test_pieces_need_a_token_for_every_byte():
-    tokenizer = Tokenizer(models.BPE({"a": 0}, []))
+def test_bytes_without_a_token_give_no_piece():
+    tokenizer = Tokenizer(models.BPE({"a": 0, byte_symbols()[0xC3]: 1}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    with pytest.raises(ValueError, match="no token for a byte"):
-        swaplab.pieces(tokenizer, [b"\xff"])
+    assert swaplab.pieces(tokenizer, [b"\xff", b"\xc3\xff", b"a"]) == [[], [1], [0]]
 
 
 def test_the_restricted_vocabulary_writes_the_texts_and_every_byte():

@@ -88,8 +88,8 @@ def _fallback_ids(tokenizer: Tokenizer) -> set[int]:
 def pieces(old: Tokenizer, tokens: Sequence[bytes]) -> list[list[int]]:
     """The old ids of each new token's text.
 
-    Bytes that are no whole UTF-8 become the old tokenizer's tokens of single bytes.
-    Raises ValueError where it has none for a byte.
+    Bytes that are no whole UTF-8 become the old tokenizer's tokens of single bytes. A byte for which it has none gives
+    no piece, as when it encodes (SmolLM2 lacks some bytes that no text holds): a token may be left without any.
     """
     by_bytes: dict[bytes, int] | None = None
     found = []
@@ -98,10 +98,8 @@ def pieces(old: Tokenizer, tokens: Sequence[bytes]) -> list[list[int]]:
             found.append(old.encode(token.decode("utf-8"), add_special_tokens=False).ids)
         except UnicodeDecodeError:
             by_bytes = _by_bytes(old) if by_bytes is None else by_bytes
-            single = [by_bytes.get(token[index : index + 1]) for index in range(len(token))]
-            if None in single:
-                raise ValueError(f"the old vocabulary has no token for a byte of {token!r}") from None
-            found.append(single)
+            single = (by_bytes.get(token[index : index + 1]) for index in range(len(token)))
+            found.append([piece for piece in single if piece is not None])
     return found
 
 
