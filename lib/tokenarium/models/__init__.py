@@ -12,6 +12,7 @@ RECIPES = {
     "minilm-l6": "minilm",
     "smollm2-135m": "smollm2",
     "gemma3-270m": "gemma3",
+    "lm-tiny": "lm_tiny",
 }
 
 
