@@ -13,6 +13,7 @@ RECIPES = {
     "smollm2-135m": "smollm2",
     "gemma3-270m": "gemma3",
     "lm-tiny": "lm_tiny",
+    "hypernet-tiny": "hypernet_tiny",
 }
 
 
