@@ -123,7 +123,7 @@ def further(
         found.mean().backward()
         nn.utils.clip_grad_norm_(weights, 1.0)
         optimizer.step()
-        losses[step] = float(found.sum()) / lm_tiny.BIT / sum(len(text.encode()) for text in texts)
+        losses[step] = float(found.detach().sum()) / lm_tiny.BIT / sum(len(text.encode()) for text in texts)
     return body.requires_grad_(False), tuple(each.detach() for each in new_rows), losses
 
 
