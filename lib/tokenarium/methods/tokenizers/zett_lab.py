@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub import hf_hub_download
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from scipy import sparse
 from scipy.sparse.linalg import svds
 from tokenizers import Tokenizer
@@ -29,6 +30,7 @@ from tokenarium.models import hypernet_tiny, lm_tiny
 
 Encode = Callable[[str], list[int]]
 Rows = tuple[Tensor, Tensor]  # input and output rows, (tokens, d) each
+MAXLEN = 7  # pieces of a surface form, where the hypernetwork has places for more
 
 
 # Target tokenizers
@@ -117,29 +119,68 @@ def passages(root: Path, numbers: Mapping[str, int], characters: int, split: str
 
 
 class Lab:
-    """One seed's lm-tiny with its hypernetwork, and the rows that each method makes for a target."""
+    """A model with its hypernetwork, and the rows that each method makes for a target.
 
-    def __init__(self, root: Path, seed: int, model: str = "models/lm-tiny", hypernet: str = "models/hypernet-tiny"):
-        self.seed, folder = seed, root / model / f"seed{seed}"
-        self.model = AutoModelForCausalLM.from_pretrained(folder, local_files_only=True).requires_grad_(False).eval()
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    model, hypernet: folders below root that hold one directory a seed, or names on the Hugging Face hub. There the
+    hypernetwork's repository has the tokenizer that it was trained with.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        seed: int,
+        model: str = "models/lm-tiny",
+        hypernet: str = "models/hypernet-tiny",
+        device: torch.device | str = "cpu",
+    ):
+        self.seed = seed
+        ours = (root / model).is_dir()
+        place = root / model / f"seed{seed}" if ours else model
+        self.model = AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, use_safetensors=True)
+        self.model.requires_grad_(False).eval().to(device)
         self.hypernet_folder = root / hypernet / f"seed{seed}"
-        self.hypernet = hypernet_tiny.load(self.hypernet_folder)
-        self.maxlen = len(self.hypernet.params["model.embeddings.position_embeddings.weight"])
+        if ours:
+            self.tokenizer = Tokenizer.from_file(str(place / "tokenizer.json"))
+            self.snapshots = hypernet_tiny.snapshots(self.hypernet_folder)
+            self.hypernet = hypernet_tiny.load(self.hypernet_folder)
+        else:
+            self.tokenizer = Tokenizer.from_pretrained(hypernet)
+            self.snapshots = {}
+            self.hypernet = zett.Hypernet(load_file(hf_hub_download(hypernet, hypernet_tiny.WEIGHTS))).eval()
+        self.hypernet.to(device)
+        params = self.hypernet.params
+        self.maxlen = min(MAXLEN, len(params["model.embeddings.position_embeddings.weight"]))
+        self.pad_id = len(params["model.embeddings.word_embeddings.weight"]) - 1
         self.source = hypernet_tiny.source_rows(self.model)
         self.tokenize = zett.model_tokenize(self.tokenizer)
+        self.start = self.model.config.bos_token_id
+        names = {index: token for token, index in self.tokenizer.get_vocab().items() if index < len(self.source)}
+        self.ids = [index for index in sorted(names) if index != self.start]
+        place_of = {index: number for number, index in enumerate(self.ids)}
+        self.original = Target(
+            "original",
+            [names[index] for index in self.ids],
+            lambda text: [place_of[index] for index in self.tokenizer.encode(text, add_special_tokens=False).ids],
+        )
 
     @property
     def rows(self) -> Rows:
-        """The model's own embeddings, (V, d) each."""
+        """The model's own embeddings, (V, d) each, by id."""
         return self.model.get_input_embeddings().weight, self.model.get_output_embeddings().weight
 
-    @cached_property
-    def original(self) -> Target:
-        """The model's own tokenizer; its start symbol is row 0 already."""
-        names = {index: token for token, index in self.tokenizer.get_vocab().items()}
-        tokens = [names[index] for index in range(1, len(names))]
-        return Target("original", tokens, lambda text: [index - 1 for index in self.tokenizer.encode(text).ids])
+    def with_start(self, rows: Rows, own: Rows | None = None) -> Rows:
+        """New rows behind the start symbol's old ones. own: embeddings of a variant of the model, by id."""
+        kept = slice(self.start, self.start + 1)
+        return tuple(torch.cat([old[kept], new]) for old, new in zip(own or self.rows, rows, strict=True))
+
+    def original_rows(self, own: Rows | None = None) -> Rows:
+        """The rows of the original as a target."""
+        return self.with_start(tuple(each[self.ids] for each in own or self.rows), own)
+
+    def by_id(self, rows: Rows) -> Rows:
+        """Embeddings by id from rows of the original as a target; ids without a token keep the model's own."""
+        places = torch.tensor([self.start, *self.ids], device=self.source.device)
+        return tuple(old.index_copy(0, places, new) for old, new in zip(self.rows, rows, strict=True))
 
     def pieces(self, target: Target) -> list[list[int]]:
         """The old ids of each token of a target."""
@@ -147,13 +188,13 @@ class Lab:
 
     def forms(self, target: Target) -> NDArray[np.int32]:
         """Surface forms of a target, (tokens, length)."""
-        return zett.surface_form_matrix(target.tokens, self.maxlen, self.tokenize, self.model.config.pad_token_id, {})
+        return zett.surface_form_matrix(target.tokens, self.maxlen, self.tokenize, self.pad_id, {})
 
     @torch.no_grad()
     def predicted(self, forms: NDArray[np.int32], snapshot: str | None = None) -> Rows:
         """The hypernetwork's rows for surface forms; snapshot: a file of earlier weights."""
         hypernet = hypernet_tiny.load(self.hypernet_folder, snapshot) if snapshot else self.hypernet
-        made_in, made_out, _ = hypernet(torch.from_numpy(forms), self.source)
+        made_in, made_out, _ = hypernet.to(self.source.device)(torch.from_numpy(forms), self.source)
         return made_in, made_out
 
     def arms(self, target: Target, texts: Sequence[str]) -> dict[str, Rows]:
@@ -175,9 +216,9 @@ class Lab:
         }
 
 
-def with_start(rows: Rows, own: Rows) -> Rows:
-    """New rows behind the start symbol's old ones."""
-    return tuple(torch.cat([old[:1], new]) for old, new in zip(own, rows, strict=True))
+def device() -> torch.device:
+    """A GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def encode(target: Target, texts: Iterable[str]) -> list[list[int]]:
@@ -208,6 +249,7 @@ def document_bits(
         for row, part in enumerate(parts):
             ids[row, : len(part)] = torch.tensor(part)
             used[row, : len(part)] = True
+        ids, used = ids.to(rows[0].device), used.to(rows[0].device)
         losses = zett.token_losses(body, *rows, ids, used).double().split([len(part) - 1 for part in parts])
         for owner, each in zip(owners, losses, strict=True):
             bits[owner] += float(each.sum()) / lm_tiny.BIT

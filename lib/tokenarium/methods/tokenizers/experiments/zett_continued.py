@@ -38,7 +38,7 @@ def run(experiment: Experiment) -> None:
         lambda: {"bytes": [len(text.encode()) for text in texts], "bible": [len(text.encode()) for text in tested]},
     )
     for seed in experiment.progress(p.model_seeds, "seeds"):
-        lab = zett_lab.Lab(root, seed, p.model, p.hypernet)
+        lab = zett_lab.Lab(root, seed, p.model, p.hypernet, zett_lab.device())
         _continued(experiment, lab, targets[TARGET], lessons, texts)
         _tuned(experiment, lab, targets, tuning, tested)
 
@@ -48,11 +48,11 @@ def _continued(
 ) -> None:
     pieces = lab.pieces(target)
     begin = {
-        "original": (lab.original, lambda: lab.rows),
-        "hypernet": (target, lambda: zett_lab.with_start(lab.predicted(lab.forms(target)), lab.rows)),
+        "original": (lab.original, lab.original_rows),
+        "hypernet": (target, lambda: lab.with_start(lab.predicted(lab.forms(target)))),
         "FVT": (
             target,
-            lambda: zett_lab.with_start([zett.mean_of_pieces(pieces, rows) for rows in lab.rows], lab.rows),
+            lambda: lab.with_start(tuple(zett.mean_of_pieces(pieces, rows) for rows in lab.rows)),
         ),
     }
     for arm, (tokenizer, rows) in begin.items():
@@ -77,11 +77,12 @@ def _tuned(
     tested: Sequence[str],
 ) -> None:
     def make() -> dict[str, NDArray[Any]]:
-        body, own, _ = further(lab, lab.original, lab.rows, tuning, experiment.parameters)
+        body, new_rows, _ = further(lab, lab.original, lab.original_rows(), tuning, experiment.parameters)
+        own = lab.by_id(new_rows)
         encoded = zett_lab.encode(lab.original, tested)
         bits = {
-            "original": zett_lab.document_bits(body, own, encoded),
-            "untuned": zett_lab.document_bits(lab.model.model, lab.rows, encoded),
+            "original": zett_lab.document_bits(body, new_rows, encoded),
+            "untuned": zett_lab.document_bits(lab.model.model, lab.original_rows(), encoded),
         }
         for name, target in targets.items():
             # The hypernetwork sees the base model's rows, as it was trained; means of pieces may use the tuned ones.
@@ -92,7 +93,7 @@ def _tuned(
             }
             for arm, rows in arms.items():
                 bits[f"{name}-{arm}"] = zett_lab.document_bits(
-                    body, zett_lab.with_start(rows, own), zett_lab.encode(target, tested)
+                    body, lab.with_start(rows, own), zett_lab.encode(target, tested)
                 )
         return bits
 
@@ -118,7 +119,8 @@ def further(
             group["lr"] = p.learning_rate * lm_tiny.schedule(step / p.steps, p.warmup, p.floor)
         texts = [passages[index] for index in lm_tiny.batch(step, size, len(passages), lab.seed).tolist()]
         ids, used = _padded(zett_lab.encode(target, texts))
-        found: Tensor = zett.token_losses(body, *new_rows, ids, used)
+        device = new_rows[0].device
+        found: Tensor = zett.token_losses(body, *new_rows, ids.to(device), used.to(device))
         optimizer.zero_grad()
         found.mean().backward()
         nn.utils.clip_grad_norm_(weights, 1.0)

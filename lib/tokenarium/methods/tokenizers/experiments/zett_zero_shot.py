@@ -15,7 +15,7 @@ import torch
 from torch.nn import functional as F
 
 from tokenarium.methods.tokenizers import bpe, zett, zett_lab
-from tokenarium.models import hypernet_tiny, lm_tiny
+from tokenarium.models import lm_tiny
 from tokenarium.study.experiments import Experiment
 
 LOOK = "b"  # the target whose tensors are kept
@@ -28,7 +28,7 @@ def run(experiment: Experiment) -> None:
     targets = zett_lab.targets(root, p)
     texts = zett_lab.passages(root, p.documents.to_dict(), p.characters)
     pool = lm_tiny.documents(root, p.target_bytes.to_dict(), "validation")
-    labs = {seed: zett_lab.Lab(root, seed, p.model, p.hypernet) for seed in p.model_seeds}
+    labs = {seed: zett_lab.Lab(root, seed, p.model, p.hypernet, zett_lab.device()) for seed in p.model_seeds}
     first = labs[p.model_seeds[0]]
     tokens = {name: list(map(len, zett_lab.encode(each, texts))) for name, each in _all(first, targets).items()}
     sizes = {name: len(each.tokens) for name, each in _all(first, targets).items()}
@@ -48,7 +48,7 @@ def run(experiment: Experiment) -> None:
         experiment.arrays(
             f"documents-{seed}-original",
             lambda body=body, lab=lab: {
-                "original": zett_lab.document_bits(body, lab.rows, zett_lab.encode(lab.original, texts))
+                "original": zett_lab.document_bits(body, lab.original_rows(), zett_lab.encode(lab.original, texts))
             },
         )
         for name, target in experiment.progress(targets.items(), f"seed {seed}, targets"):
@@ -56,7 +56,7 @@ def run(experiment: Experiment) -> None:
             experiment.arrays(
                 f"documents-{seed}-{name}",
                 lambda body=body, lab=lab, target=target, encoded=encoded: {
-                    arm: zett_lab.document_bits(body, zett_lab.with_start(rows, lab.rows), encoded)
+                    arm: zett_lab.document_bits(body, lab.with_start(rows), encoded)
                     for arm, rows in lab.arms(target, pool).items()
                 },
             )
@@ -64,9 +64,9 @@ def run(experiment: Experiment) -> None:
                 f"curve-{seed}-{name}",
                 lambda body=body, lab=lab, target=target, encoded=encoded: {
                     str(step): zett_lab.document_bits(
-                        body, zett_lab.with_start(lab.predicted(lab.forms(target), file), lab.rows), encoded[::2]
+                        body, lab.with_start(lab.predicted(lab.forms(target), file)), encoded[::2]
                     )
-                    for step, file in hypernet_tiny.snapshots(lab.hypernet_folder).items()
+                    for step, file in lab.snapshots.items()
                 },
             )
         experiment.arrays(f"known-{seed}", lambda lab=lab: known_rows(lab, p.known_vocabulary))
@@ -86,12 +86,12 @@ def known_rows(lab: zett_lab.Lab, vocab_size: int) -> dict[str, Any]:
     later = [bpe.to_characters(token) for token in trained.vocabulary[vocab_size:]]
     pieces = [[lab.tokenizer.token_to_id(spelling[index]) for index in small(token)] for token in later]
     by_token = dict(zip(later, pieces, strict=True))
-    forms = zett.surface_form_matrix(later, lab.maxlen, by_token.__getitem__, lab.model.config.pad_token_id, {})
+    forms = zett.surface_form_matrix(later, lab.maxlen, by_token.__getitem__, lab.pad_id, {})
     ids = torch.tensor([lab.tokenizer.token_to_id(token) for token in later])
     made = {"hypernet": lab.predicted(forms)}
     made["fvt"] = tuple(zett.mean_of_pieces(pieces, rows) for rows in lab.rows)
     cosines = {
-        f"{method}_{side}": F.cosine_similarity(rows, own[ids]).numpy()
+        f"{method}_{side}": F.cosine_similarity(rows, own[ids]).cpu().numpy()
         for method, both in made.items()
         for side, rows, own in zip(("in", "out"), both, lab.rows, strict=True)
     }
@@ -105,8 +105,8 @@ def look(lab: zett_lab.Lab, target: zett_lab.Target, count: int) -> dict[str, An
     return {
         "forms": forms[-count:],
         "pieces": np.array([len(ids) for ids in pieces[-count:]], dtype=np.int32),
-        "rows_in": rows_in[-count:].numpy().copy(),
-        "rows_out": rows_out[-count:].numpy().copy(),
+        "rows_in": rows_in[-count:].cpu().numpy().copy(),
+        "rows_out": rows_out[-count:].cpu().numpy().copy(),
     }
 
 
