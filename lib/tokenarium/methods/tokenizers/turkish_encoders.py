@@ -29,9 +29,9 @@ class Encoder:
 def open_encoder(name: str, texts: Sequence[str], dictionaries: Dictionaries) -> Encoder:
     """The tokenizer `name`, trained on the texts where it is one to be trained.
 
-    name: "hybrid", "hybrid-no-sharing", "characters", or a kind and the size of its vocabulary, "bpe-8192",
-    "unigram-8192", "wordpiece-8192". dictionaries: "roots", "suffixes" and "bpe" of the hybrid tokenizer, surface ->
-    id. Raises ValueError for another name.
+    name: "hybrid", "hybrid-no-sharing", "characters", or a kind and the size of its vocabulary, "bpe-8192" and
+    "unigram-8192". dictionaries: "roots", "suffixes" and "bpe" of the hybrid tokenizer, surface -> id. Raises
+    ValueError for another name.
     """
     if name in (HYBRID, UNSHARED):
         hybrid = Hybrid(dictionaries["roots"], dictionaries["suffixes"], dictionaries["bpe"])
@@ -77,26 +77,22 @@ def random_dictionaries(hybrid: Hybrid, words: Iterable[str], seed: int) -> Hybr
 
 
 def trained(name: str, texts: Sequence[str]) -> Tokenizer:
-    """A tokenizer "<kind>-<size of its vocabulary>" trained on texts; the kinds are bpe, unigram and wordpiece.
+    """A tokenizer "bpe-<size>" or "unigram-<size>", the size of its vocabulary, trained on texts.
 
-    BPE works on bytes in GPT-2's words. Unigram and WordPiece work on characters and know "<unk>". The vocabulary is
-    smaller where the texts do not have so many parts. Raises ValueError for another name.
+    BPE works on bytes in GPT-2's words, Unigram on characters in words with a blank's mark in front, with "<unk>". The
+    vocabulary is smaller where the texts do not have so many parts. Raises ValueError for another name.
     """
     kind, _, size = name.rpartition("-")
-    if kind not in ("bpe", "unigram", "wordpiece") or not size.isdigit():
-        raise ValueError(f"no tokenizer is named {name!r}: kinds with a size are bpe, unigram and wordpiece")
+    if kind not in ("bpe", "unigram") or not size.isdigit():
+        raise ValueError(f"no tokenizer is named {name!r}: those with a size are bpe and unigram")
     if kind == "bpe":
         return bpe.train(texts, int(size)).tokenizer()
-    options = {"vocab_size": int(size), "special_tokens": ["<unk>"], "show_progress": False}
-    if kind == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-        trainer = trainers.UnigramTrainer(unk_token="<unk>", **options)
-    else:
-        tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
-        tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(**options)
+    tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    trainer = trainers.UnigramTrainer(
+        vocab_size=int(size), unk_token="<unk>", special_tokens=["<unk>"], show_progress=False
+    )
     tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 

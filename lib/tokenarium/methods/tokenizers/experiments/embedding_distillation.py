@@ -34,7 +34,7 @@ def run(experiment: Experiment) -> None:
     held_out = [{"english": english, "turkish": turkish} for english, turkish in pairs["test"]]
     experiment.record("pairs", lambda: {"train": len(pairs["train"]), "test": held_out})
     teacher = experiment.arrays("teacher", lambda: _teach(experiment.root, p.teacher, pairs, device))
-    texts = [row["text"] for row in turkish_text.load(experiment.root) if split_of(row["id"]) == "train"]
+    texts = _training_texts(experiment.root, p.training_characters)
     dictionaries = load_turkish(experiment.root)
     for name in p.tokenizers:
         encoder = open_encoder(name, texts, dictionaries)
@@ -62,6 +62,14 @@ def find_pairs(root: Path, split: str, p: Parameters) -> list[tuple[str, str]]:
         english = {row["id"]: row["text"] for row in libreoffice_help.load(root, ENGLISH, split)}
         found = [(english[row["id"]], row["text"]) for row in turkish_text.load(root) if row["id"] in english]
     return [pair for pair in found if p.shortest <= len(pair[1]) <= p.longest]
+
+
+def _training_texts(root: Path, characters: int) -> list[str]:
+    """The Turkish paragraphs of the training pages in a fixed shuffled order, up to so many characters."""
+    texts = [row["text"] for row in turkish_text.load(root) if split_of(row["id"]) == "train"]
+    random.Random(0).shuffle(texts)
+    room = np.cumsum([len(text) for text in texts]) <= characters
+    return [text for text, fits in zip(texts, room, strict=True) if fits]
 
 
 def _sample(pairs: list[tuple[str, str]], size: int, seed: int) -> list[tuple[str, str]]:
