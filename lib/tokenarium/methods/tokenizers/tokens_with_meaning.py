@@ -130,7 +130,7 @@ def _begins_with_vowel(surface: str | None) -> bool:
 
 def kind(index: int) -> str:
     """Which dictionary an id is of: one of KINDS."""
-    return KINDS[(index >= SUFFIXES_FROM) + (index >= BPE_FROM)]
+    return KINDS[int(index >= SUFFIXES_FROM) + int(index >= BPE_FROM)]
 
 
 # Is it reversible?
