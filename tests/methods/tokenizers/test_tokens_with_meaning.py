@@ -136,6 +136,10 @@ def test_a_round_trip_names_the_token_that_printed_something_else():
     assert found.exact.tolist() == [True, False, True, False, False, True]
     assert found.wrong == {20029: 1, 150: 1, 1: 1}
     assert found.example[20029] == ("evlik", "evlık")
+    assert found.share.value == 50
+    z, share = 1.959964, 0.5
+    half = z * (share * (1 - share) / 6 + z**2 / 144) ** 0.5 / (1 + z**2 / 6)  # Wilson's, around 1/2
+    assert (found.share.low, found.share.high) == pytest.approx((50 - 100 * half, 50 + 100 * half), abs=1e-3)
 
 
 @given(st.lists(st.sampled_from([*ROOTS, *SUFFIXES, "x"]), max_size=6))

@@ -146,6 +146,14 @@ class RoundTrip(NamedTuple):
     wrong: Counter[int]
     example: dict[int, tuple[str, str]]
 
+    @property
+    def share(self) -> Interval:
+        """Percent of the texts that come back, with Wilson's interval."""
+        found = stats.binomtest(int(self.exact.sum()), len(self.exact))
+        low, high = found.proportion_ci(LEVEL, method="wilson")
+        how = f"Wilson interval over {len(self.exact)} texts"
+        return Interval(100 * found.statistic, 100 * min(low, found.statistic), 100 * max(high, found.statistic), how)
+
 
 def round_trip(hybrid: Hybrid, texts: Iterable[str]) -> RoundTrip:
     """Encode and decode each text, and find the tokens that do not print the characters that they stood for."""
