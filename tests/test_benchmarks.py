@@ -126,3 +126,34 @@ def test_a_kernel_that_is_not_warm_stops_the_benchmark(monkeypatch):
     logger.addHandler(warm_kernels.NoColdKernel())
     with pytest.raises(RuntimeError, match="no fork server"):
         logger.warning("an ordinary kernel: %s", "no fork server")
+
+
+@pytest.fixture
+def omp(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return importlib.import_module("benchmarks.omp")
+
+
+def test_omp_in_batches_chooses_what_scikit_learn_chooses(omp):
+    targets, points = (rows.double() for rows in omp.example(4, 60, 24))
+    assert omp.check(targets, points, 8) == 4
+
+
+def test_omp_that_leaves_another_residual_is_not_timed(omp, monkeypatch):
+    monkeypatch.setattr(
+        omp, "by_scikit_learn", lambda target, points, k: (torch.arange(k).numpy(), torch.zeros(k).numpy())
+    )
+    with pytest.raises(ValueError, match="the two leave"):
+        omp.timed(4, 2, anchors=40, dim=16, k=4)
+
+
+def test_omp_is_timed_for_as_many_tokens_as_asked(omp, monkeypatch, capsys):
+    monkeypatch.setattr(omp, "ANCHORS", 50)
+    monkeypatch.setattr(
+        omp, "timed", lambda tokens, sample: (tokens / 1000, omp.Interval(0.05, 0.04, 0.06, "made up"), sample)
+    )
+    omp.main(["--tokens", "100", "--sample", "3"])
+    told = capsys.readouterr().out
+    assert "100 tokens in one call" in told
+    assert "20 s for 20,000" in told
+    assert "loop / batched: 50.0 [40.0, 60.0]" in told

@@ -38,9 +38,11 @@ def digit_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 def number_tokenizer(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """The same BPE with 990 more tokens: every number from 10 to 999 is one; longer ones are cut by three digits."""
     made = _text_bpe(texts, vocab_size)
-    numbers = [str(number).encode() for number in range(10, 10**GROUP)]
+    numbers = [str(number) for number in range(10**GROUP)]
+    known = set(numbers)
     # Either two digits of three may join first, so a number has every way to become whole.
-    merges = tuple((number[:cut], number[cut:]) for number in numbers for cut in range(1, len(number)))
+    ways = ((number[:cut], number[cut:]) for number in numbers for cut in range(1, len(number)))
+    merges = tuple((left.encode(), right.encode()) for left, right in ways if {left, right} <= known)
     return _finished(bpe.Bpe((*made.merges, *merges), made.pre_tokenizer), GROUP)
 
 
