@@ -29,7 +29,7 @@ TOLERANCE = 0.02  # of a residual's length
 
 
 def example(tokens: int, anchors: int, dim: int) -> tuple[Tensor, Tensor]:
-    """Rows like embeddings, (tokens, dim) and (anchors, dim) float32, each direction smaller than the last, with a mean."""
+    """Rows like embeddings, (tokens, dim) and (anchors, dim) float32, of unequal spread and with a mean."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.arange(1, dim + 1).float().pow(-0.5)
     rows = torch.randn(tokens + anchors, dim, generator=generator) * spread + 0.1
