@@ -137,7 +137,29 @@ def token_losses(arms: Arms, arm: str, setting: Mapping[str, NDArray], texts: It
     )
 
 
+def spearman(x: Sequence[float], y: Sequence[float], resamples: int, over: str = "tokens") -> Interval:
+    """Spearman's correlation of two columns with its bootstrap interval."""
+
+    def correlation(samples: Columns) -> NDArray[np.float64]:
+        ranks = rankdata(samples, axis=1)
+        centred = ranks - ranks.mean(axis=1, keepdims=True)
+        one, two = centred[..., 0], centred[..., 1]
+        return (one * two).sum(axis=1) / np.sqrt((one**2).sum(axis=1) * (two**2).sum(axis=1))
+
+    return bootstrap(np.column_stack([x, y]), correlation, resamples=resamples, over=over)
+
+
+def printable(token: str) -> str:
+    """A token as a label: blanks and line ends made visible, dollar signs without their meaning in a figure."""
+    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+
+
 # Sums
+
+
+def share(right: NDArray[np.int64], resamples: int) -> Interval:
+    """Share of exact sums, bootstrap over sums."""
+    return bootstrap(right, resamples=resamples, over="sums")
 
 
 def sums_by_arm(record: Mapping[str, Sequence[str]]) -> dict[str, NDArray[np.int64]]:
