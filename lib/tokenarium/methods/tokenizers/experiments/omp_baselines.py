@@ -20,7 +20,6 @@ def arms(setting: Setting, neighbours: int, seeds: list[int]) -> dict[str, Make]
         "neighbours": lambda space: swaplab.nearest(space.targets, space.points, space.rows, neighbours),
         "linear": lambda space: swaplab.least_squares(space.targets, space.points, space.rows),
         "procrustes": lambda space: swaplab.pca_procrustes(space.targets, space.points, space.rows),
-        "multivariate": lambda space: swaplab.multivariate_normal(space.old, count, seeds[0]),
     }
     normal = {f"normal-{seed}": lambda space, seed=seed: swaplab.normal(space.old, count, seed) for seed in seeds}
     return plain | normal
