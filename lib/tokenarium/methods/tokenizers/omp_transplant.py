@@ -9,10 +9,12 @@ Source: arXiv 2506.06607; conventions of mergekit-tokensurgeon (raw inner produc
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 REORTHOGONALISE = 256  # steps between two full QR factorisations
 
@@ -57,6 +59,7 @@ class Path:
         return torch.where(self.norms[:, None] > 0, share, 0.0)
 
 
+@torch.no_grad()
 def pursue(targets: Tensor, points: Tensor, k: int, eps: float = 1e-8) -> Path:
     """The whole path of `batch_omp`, with its arguments and errors."""
     if not 1 <= k <= min(points.shape):
@@ -67,9 +70,11 @@ def pursue(targets: Tensor, points: Tensor, k: int, eps: float = 1e-8) -> Path:
     # Rows of `basis` are the columns of Q: the part that a step reads lies in one piece.
     basis, triangle = targets.new_zeros(size, k, dim), targets.new_zeros(size, k, k)
     indices = torch.zeros(size, k, dtype=torch.int64, device=targets.device)
-    residual, column = targets, targets[:, :, None]
+    inner_products = _inner_products(points)
+    projections = targets.new_zeros(size, k)
+    residual = targets
     for step in range(k):
-        score = (residual @ points.T).abs_()
+        score = inner_products(residual).abs_()
         indices[:, step] = score.scatter_(1, indices[:, :step], -1.0).argmax(dim=1)
         atom = points[indices[:, step]]
         known = basis[:, :step]
@@ -78,14 +83,23 @@ def pursue(targets: Tensor, points: Tensor, k: int, eps: float = 1e-8) -> Path:
         norm = atom.norm(dim=1, keepdim=True).clamp(min=eps)
         basis[:, step] = atom / norm
         triangle[:, :step, step], triangle[:, step, step] = along.squeeze(-1), norm.squeeze(-1)
-        known = basis[:, : step + 1]
+        known, stale = basis[:, : step + 1], step
         if step and step % REORTHOGONALISE == 0:
             again = torch.linalg.qr(known.mT)
             basis[:, : step + 1] = again.Q.mT
             triangle[:, : step + 1, : step + 1] = again.R @ triangle[:, : step + 1, : step + 1]
-        projections = torch.bmm(known, column)
-        residual = targets - torch.bmm(known.mT, projections).squeeze(-1)
-    return Path(indices, triangle, projections.squeeze(-1), targets.norm(dim=1))
+            stale = 0
+        projections[:, stale : step + 1] = torch.bmm(known[:, stale:], targets[:, :, None]).squeeze(-1)
+        residual = targets - torch.bmm(known.mT, projections[:, : step + 1, None]).squeeze(-1)
+    return Path(indices, triangle, projections, targets.norm(dim=1))
+
+
+def _inner_products(points: Tensor) -> Callable[[Tensor], Tensor]:
+    """residuals (B, D) -> (B, N), their inner products with all points."""
+    if points.device.type == "cpu" and points.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+        packed = points.to_mkldnn()  # oneDNN lays them out once: about twice as fast as a plain product here
+        return lambda residuals: F.linear(residuals.to_mkldnn(), packed).to_dense()
+    return lambda residuals: residuals @ points.T
 
 
 def solve(targets: Tensor, points: Tensor, k: int, chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
