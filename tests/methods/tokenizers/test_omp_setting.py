@@ -87,6 +87,20 @@ def test_ids_without_a_row_are_no_tokens():
     assert made.shared[0].max() < 281
 
 
+def test_packed_layers_give_the_same_bits_also_after_a_swap():
+    _, _, made = setting()
+
+    def make(space):
+        return torch.ones(len(made.new_ids), 8)
+
+    before = made.bits(made.model(make))
+    omp_setting.pack(made.base)
+    assert any(isinstance(module, omp_setting.Packed) for module in made.base.modules())
+    after = made.bits(made.model(make))
+    for name in TEXTS:
+        np.testing.assert_allclose(after[name], before[name], rtol=1e-4)
+
+
 def test_a_model_that_was_not_made_is_named(tmp_path):
     with pytest.raises(TokenariumError, match=r"dvc repro model@nothing"):
         omp_setting._opened(tmp_path, "nothing")
