@@ -95,7 +95,7 @@ def open_setting(root: Path, parameters: Mapping[str, Any]) -> Setting:
     """The setting that parameters describe.
 
     base, donor: models in models/, of the hub ("organisation/model"), or TINY. start: the base's token whose row stands
-    before every window. bytes_per_text, window: see `swaplab_texts.texts` and `swaplab.token_bits`.
+    before every window. device: of both. bytes_per_text, window: see `swaplab_texts.texts` and `swaplab.token_bits`.
     Raises TokenariumError where a model or a text was not made.
     """
     texts = swaplab_texts.texts(root, parameters["bytes_per_text"]).evaluation
@@ -103,8 +103,8 @@ def open_setting(root: Path, parameters: Mapping[str, Any]) -> Setting:
         old, base = _tiny(list(texts.values())[:2], 400, 32, parameters["start"])
         new, donor = _tiny(texts.values(), 500, 40, parameters["start"])
     else:
-        old, base = _opened(root, parameters["base"])
-        new, donor = _opened(root, parameters["donor"])
+        old, base = _opened(root, parameters["base"], parameters["device"])
+        new, donor = _opened(root, parameters["donor"], parameters["device"])
     setting = make_setting(old, base, new, donor, texts, parameters["start"], parameters["window"])
     if base.device.type == "cpu" and torch.backends.mkldnn.is_available():
         pack(base)
@@ -181,13 +181,13 @@ def pack(model: PreTrainedModel) -> None:
                 setattr(module, name, Packed(child))
 
 
-def _opened(root: Path, name: str) -> tuple[Tokenizer, PreTrainedModel]:
+def _opened(root: Path, name: str, device: str = "cpu") -> tuple[Tokenizer, PreTrainedModel]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path = name if "/" in name else root / "models" / name
     if isinstance(path, Path) and not (path / "config.json").is_file():
         raise TokenariumError(f"{path} is missing: run `dvc repro model@{name}`")
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).to(device).eval()
     return AutoTokenizer.from_pretrained(path).backend_tokenizer, model
 
 

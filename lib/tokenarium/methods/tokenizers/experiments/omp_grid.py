@@ -32,18 +32,19 @@ def run(experiment: Experiment) -> None:
             found[f"coefficients-{k}"] = torch.cat([path.coefficients(k) for path in paths])
         indices = found["indices"][:, : p.k]
         found["rows"] = omp_transplant.combine(indices, found[f"coefficients-{p.k}"], space.rows)
-        return {name: values.numpy() for name, values in found.items()}
+        return {name: values.cpu().numpy() for name, values in found.items()}
 
     names = ["path", "path-out"][: len(setting.spaces)]
     paths = [experiment.arrays(name, lambda number=number: pursuit(number)) for number, name in enumerate(names)]
 
     def rows(k: int) -> list[torch.Tensor]:
-        return [
-            omp_transplant.combine(
-                torch.from_numpy(path["indices"][:, :k]), torch.from_numpy(path[f"coefficients-{k}"]), space.rows
+        made = []
+        for path, space in zip(paths, setting.spaces, strict=True):
+            parts = (path["indices"][:, :k], path[f"coefficients-{k}"])
+            made.append(
+                omp_transplant.combine(*(torch.from_numpy(part).to(space.rows.device) for part in parts), space.rows)
             )
-            for path, space in zip(paths, setting.spaces, strict=True)
-        ]
+        return made
 
     def changed() -> dict[str, int]:
         model = setting.swapped(rows(p.k))
