@@ -84,7 +84,7 @@ def test_losses_of_new_tokens_are_gathered_by_token():
     assert found.bits[1] == pytest.approx(arms.bits["a"]["manual"][9::10].mean())
 
 
-@pytest.mark.parametrize(("token", "label"), [(" the", "␣the"), ("a\n", "a⏎"), ("\t$x", r"⇥\$x")])
+@pytest.mark.parametrize(("token", "label"), [(" the", "␣the"), ("ö用", "öU+7528"), ("a\n", "a⏎"), ("\t$x", r"⇥\$x")])
 def test_labels_show_what_cannot_be_seen(token, label):
     assert results.printable(token) == label
 

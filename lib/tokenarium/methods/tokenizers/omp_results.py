@@ -15,6 +15,7 @@ from tokenarium.measure.bootstrap import Interval, bootstrap
 from tokenarium.methods.tokenizers import swaplab
 
 OWN = "original"
+FONT_ENDS = 0x2E80  # CJK and what comes after it
 Columns = NDArray[np.float64]
 
 
@@ -150,8 +151,9 @@ def spearman(x: Sequence[float], y: Sequence[float], resamples: int, over: str =
 
 
 def printable(token: str) -> str:
-    """A token as a label: blanks and line ends made visible, dollar signs without their meaning in a figure."""
-    return token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    """A token as a label in a figure: blanks and line ends made visible, signs that the font lacks by their numbers."""
+    shown = token.replace(" ", "␣").replace("\n", "⏎").replace("\t", "⇥").replace("$", r"\$")
+    return "".join(sign if ord(sign) < FONT_ENDS or sign == "\ufffd" else f"U+{ord(sign):04X}" for sign in shown)
 
 
 # Sums
