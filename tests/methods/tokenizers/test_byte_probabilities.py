@@ -353,7 +353,7 @@ def test_an_average_is_of_renormalised_bytes_and_sharpening_prefers_the_likely()
 def slow_reachable(tokenizer, text, token_bytes):
     """All id sequences for the bytes of `text` that begin the encoding of some longer ASCII text."""
     found = set()
-    for after in ("", "a", "t", " ", "\n", "1", ";", "  a", " a", "\na"):
+    for after in ("", "\x01", '"', "a", "t", " ", "\n", "1", ";", "  a", " a", "\na"):
         ids = tokenizer.encode(text + after).ids
         for count in range(len(ids) + 1):
             if b"".join(token_bytes[i] for i in ids[:count]) == text.encode():

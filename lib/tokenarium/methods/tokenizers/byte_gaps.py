@@ -1,4 +1,4 @@
-"""Gaps in source code to be filled in: which ones, by which model, and how alike an answer is to the truth."""
+"""Gaps in source code to be filled in: which ones, and by which model."""
 
 from __future__ import annotations
 
@@ -46,18 +46,6 @@ def _inner_cuts(form: fim.Format, text: str) -> list[int]:
         cuts += [cut for cut in range(place + 1, place + size) if text[cut - 1].isalpha() and text[cut].isalpha()]
         place += size
     return cuts
-
-
-def similarity(one: bytes, other: bytes) -> float:
-    """1 - edit distance (Levenshtein) / length of the longer; 1 for two empty strings."""
-    if not one and not other:
-        return 1.0
-    row = list(range(len(other) + 1))
-    for i, a in enumerate(one, 1):
-        last, row = row, [i]
-        for j, b in enumerate(other, 1):
-            row.append(min(last[j] + 1, row[-1] + 1, last[j - 1] + (a != b)))
-    return 1 - row[-1] / max(len(one), len(other))
 
 
 def seeded(weights: Mapping[str, NDArray], form: fim.Format, shape: Mapping[str, int]) -> LanguageModel:

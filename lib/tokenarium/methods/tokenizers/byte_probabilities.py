@@ -323,8 +323,10 @@ class _Reach:
 class ByteStream:
     """Next-byte probabilities while bytes are added: one run of the model for every byte after the prompt.
 
-    context: ids in front (a start symbol). specials: id -> symbol, see `next_byte_probs`. floor: after the prompt, tokens
-    less probable than this are neither checked for validity in `probabilities` nor kept as covers; 0 is exact.
+    context: ids in front (a start symbol). specials: id -> symbol, see `next_byte_probs`. floor: after the prompt,
+    tokens less probable than this are neither checked for validity in `probabilities` nor kept as covers; 0 is exact.
+    prefetch: told all contexts before they are asked for. There is one, except after blanks: what follows them decides
+    how they are encoded, so that two encodings may end with the bytes.
     """
 
     def __init__(
@@ -336,8 +338,9 @@ class ByteStream:
         specials: Mapping[int, int] | None = None,
         floor: float = 0.0,
         mask: bool = True,
+        prefetch: Callable[[list[Ids]], None] | None = None,
     ):
-        self.codec, self.logp_next, self.context = codec, logp_next, context
+        self.codec, self.logp_next, self.context, self.prefetch = codec, logp_next, context, prefetch
         self.data, self.floor, self.mask = prompt, floor, mask
         self._symbols = symbols_of(codec.token_bytes, specials)
         self._rows: dict[Ids, NDArray[np.float64]] = {}
@@ -361,6 +364,8 @@ class ByteStream:
 
     def probabilities(self) -> NDArray[np.float64]:
         """P(next symbol | bytes so far): (259 or more,) float64; specials beyond the third are symbols of their own."""
+        if self.prefetch and (missing := [(*self.context, *ids) for ids in self.ends if ids not in self._rows]):
+            self.prefetch(missing)
         top = max([*self.ends.values(), *(reach.logw.max() for reach in self.reaches)])
         mass = np.zeros(int(max(self._symbols.max() + 1, SYMBOLS)))
         for ids, logw in self.ends.items():

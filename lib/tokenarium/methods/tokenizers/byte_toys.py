@@ -15,8 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenarium.methods.tokenizers.byte_probabilities import LogpNext, next_byte_probs, tokenized_next_byte_probs
-from tokenarium.methods.tokenizers.valid_encodings import PrefixIndex, is_valid
+from tokenarium.methods.tokenizers.byte_probabilities import (
+    LogpNext,
+    left_sides,
+    next_byte_probs,
+    prefix_log_marginals,
+    tokenized_next_byte_probs,
+)
+from tokenarium.methods.tokenizers.valid_encodings import Codec, PrefixIndex, is_valid
 
 TOKENS = (b"A", b"B", b"AA")
 A, B, AA = range(3)
@@ -152,6 +158,30 @@ def sum_over_encodings(
 
     grow((), 0, 0.0)
     return float(total)
+
+
+def random_logp_next(size: int, seed: int) -> LogpNext:
+    """A model without any sense: fixed normal logits, (size,) float64, drawn from the seed and the ids before."""
+    known: dict[tuple[int, ...], Tensor] = {}
+
+    def logp_next(ids: Sequence[int]) -> Tensor:
+        key = tuple(map(int, ids))
+        if key not in known:
+            logits = np.random.default_rng([seed, len(key), *key]).normal(scale=2, size=size)
+            known[key] = torch.from_numpy(logits).log_softmax(dim=0)
+        return known[key]
+
+    return logp_next
+
+
+def brute_force_errors(codec: Codec, texts: Sequence[bytes], logp_next: LogpNext, depth: int) -> NDArray[np.float64]:
+    """|sum over covers / sum by exhaustive search - 1| for each text: (texts,) float64."""
+    errors = []
+    for text in texts:
+        found = prefix_log_marginals(codec, left_sides(codec, text, 0), logp_next)[-1]
+        slow = sum_over_encodings(text, codec.token_bytes, codec.encode, codec.decode, logp_next, depth)
+        errors.append(abs(np.expm1(found - slow)))
+    return np.array(errors)
 
 
 def strings(alphabet: bytes, length: int) -> list[bytes]:

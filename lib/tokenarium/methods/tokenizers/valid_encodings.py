@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 Text = TypeVar("Text", str, bytes)
 _PAIR = re.compile(rb"(?=([^ \n\t\r\v\f][ \n\t\r\v\f]))")
-LOOK_AHEAD = ("", "a")  # at the end of the text, and before something that is not blank
+# At the end of the text, and before something not blank with which a blank merges in no vocabulary.
+LOOK_AHEAD = ("", "\x01")
 MOST_KNOWN = 500  # left sides whose continuations a codec remembers
 UNASKED = -1
 

@@ -57,12 +57,13 @@ def fill(model: LanguageModel, form: fim.Format, gap: Gap, floor: float, number:
         "random healing": bp.greedy_tokens(codec, logits, ids[:-1], length, dropped, end=end, first=drawn),
     }
     logits.clear()
-    stream = bp.ByteStream(codec, logits, prompt, context=opening, specials={end: bp.EOS}, floor=floor)
+    options = {"context": opening, "specials": {end: bp.EOS}, "floor": floor, "prefetch": logits.prefetch}
+    stream = bp.ByteStream(codec, logits, prompt, **options)
     stream.probabilities()
     before = logits.runs
     made["exact"] = bp.greedy_bytes(stream, length)
     runs = 1 + logits.runs - before
-    fast = bp.ByteStream(codec, logits, prompt, context=opening, specials={end: bp.EOS}, floor=floor, mask=False)
+    fast = bp.ByteStream(codec, logits, prompt, mask=False, **options)
     made["exact without mask"] = bp.greedy_bytes(fast, length)
     distance, tokens = inside_token(codec, prompt + gap.middle.encode(), len(prompt))
     return {

@@ -11,12 +11,15 @@ from tokenarium.methods.tokenizers.tree_logits import LanguageModel, TreeLogits
 from tokenarium.methods.tokenizers.valid_encodings import inside_token
 from tokenarium.study.experiments import Experiment
 
+MOST_COVERS = 200
+
 
 def run(experiment: Experiment) -> None:
-    """Parts `<domain>`: a list with one mapping for each prompt, see `probe`."""
+    """Parts `<domain>`: a list with one mapping for each prompt, see `probe`; `example`: one prompt, see `inspect`."""
     p = experiment.parameters
     texts = {domain: byte_harness.documents(experiment.root, domain) for domain in byte_harness.DOMAINS}
     model = byte_harness.open_model(p.model, experiment.root, [each for group in texts.values() for each in group[:20]])
+    experiment.arrays("example", lambda: inspect(model, p.example.encode()))
     for domain, group in texts.items():
         found = byte_harness.word_cuts(group, p.prompts, p.given, experiment.seeds[0])
 
@@ -25,6 +28,32 @@ def run(experiment: Experiment) -> None:
             return [probe(model, each, p.pieces, p.length, p.floor, seed) for seed, each in items]
 
         experiment.record(domain, probe_all)
+
+
+def inspect(model: LanguageModel, prompt: bytes) -> dict[str, np.ndarray]:
+    """The parts of one next-byte distribution.
+
+    p_tok: (V,) after the prompt's own encoding; symbol: (V,) that each token begins with; p_naive, p_exact: (259,);
+    cover_ids: (covers, longest) the last ids of the most probable covers, -1 in front; cover_left: bytes beyond the
+    prompt; cover_logw: log weights.
+    """
+    codec, context = model.codec, (model.start,)
+    ids = (*context, *codec.encode(prompt))
+    logits = model.logits(tuple(codec.encode(prompt[: codec.head(prompt)])))
+    stream = bp.ByteStream(codec, logits, prompt, context)
+    covers = sorted(stream.covers, key=lambda cover: -cover.logw)[:MOST_COVERS]
+    tails = [cover.ids[len(logits.prefix) - 1 :] for cover in covers]
+    longest = max(map(len, tails))
+    return {
+        "p_tok": logits(ids).double().exp().numpy(),
+        "symbol": bp.symbols_of(codec.token_bytes),
+        "p_naive": bp.tokenized_next_byte_probs(ids, codec.token_bytes, logits).numpy(),
+        "p_exact": stream.probabilities()[: bp.SYMBOLS],
+        "cover_ids": np.array([[-1] * (longest - len(tail)) + list(tail) for tail in tails]),
+        "cover_left": np.array([len(cover.bytes_left) for cover in covers]),
+        "cover_logw": np.array([cover.logw for cover in covers]),
+        "head": np.array(codec.encode(prompt[: codec.head(prompt)])),
+    }
 
 
 def probe(model: LanguageModel, passage: Passage, pieces: int, length: int, floor: float, seed: int) -> dict[str, Any]:
@@ -50,7 +79,7 @@ def probe(model: LanguageModel, passage: Passage, pieces: int, length: int, floo
         "exact": float(marginals[-1] - marginals[0]),
     }
     distance, tokens = inside_token(codec, passage.data, passage.start)
-    stream = bp.ByteStream(codec, logits, prompt, context, floor=floor)
+    stream = bp.ByteStream(codec, logits, prompt, context, floor=floor, prefetch=logits.prefetch)
     following = {
         "naive": int(bp.tokenized_next_byte_probs(ids, codec.token_bytes, logits)[: bp.BYTES].argmax()),
         "healing": int(bp.healed_next_byte_probs(codec, logits, ids).argmax()),
