@@ -82,6 +82,22 @@ def test_passages_are_of_different_texts_and_begin_after_a_blank():
         byte_harness.passages(texts, 7, given=20, scored=10, seed=1)
 
 
+def test_a_tokenizer_is_freed_of_the_blank_that_it_puts_in_front():
+    from tokenarium.data.tokenizers import load_tokenizer, token_bytes
+    from tokenarium.errors import TokenariumError
+    from tokenarium.study.parameters import project_root
+
+    try:
+        tokenizer = load_tokenizer("llama2", project_root())
+    except TokenariumError:
+        pytest.skip("the tokenizers were not fetched")
+    spelled = token_bytes(tokenizer)
+    with pytest.raises(ValueError, match="changes its texts"):
+        Codec(tokenizer, spelled).encode(b"two words")
+    codec = Codec(byte_harness._plain(tokenizer), spelled, probes=("",))
+    assert codec.decode(codec.encode(b"two words\n  more")) == b"two words\n  more"
+
+
 def test_words_are_cut_inside_with_two_bytes_left():
     texts = [f"An opening of some length, number {n}, and theatrical words thereafter, be it so." for n in range(30)]
     for each in byte_harness.word_cuts(texts, 30, given=20, seed=2):

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, normalizers, pre_tokenizers
 
 from tokenarium.data import debian_reference, king_james_bible, python_source
 from tokenarium.data.tokenizers import token_bytes
@@ -52,10 +55,24 @@ def open_model(name: str, root: Path, texts: Sequence[str]) -> LanguageModel:
     else:
         tokenizer = AutoTokenizer.from_pretrained(name)
         model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
-    backend = tokenizer.backend_tokenizer
+    backend = _plain(tokenizer.backend_tokenizer)
     # GPT-2's pieces look ahead; a BPE over whole texts does not.
-    probes = LOOK_AHEAD if b"ByteLevel" in backend.pre_tokenizer.__getstate__() else ("",)
+    probes = LOOK_AHEAD if b"ByteLevel" in _state(backend.pre_tokenizer) else ("",)
     return LanguageModel(model, Codec(backend, token_bytes(backend), probes), tokenizer.bos_token_id)
+
+
+def _plain(tokenizer: Tokenizer) -> Tokenizer:
+    """Without the blank that SentencePiece tokenizers such as Llama 2's put before a text."""
+    if b"Prepend" in _state(tokenizer.normalizer):
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    if b"Metaspace" in _state(tokenizer.pre_tokenizer):
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="never", split=False)
+    return tokenizer
+
+
+def _state(part: Any) -> bytes:
+    """A part of a tokenizer as its JSON, empty where there is none."""
+    return part.__getstate__() if part is not None else b""
 
 
 def documents(root: Path, domain: str) -> list[str]:
