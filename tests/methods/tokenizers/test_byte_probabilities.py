@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models
 
 from tokenarium.methods.tokenizers import bpe, byte_toys
 from tokenarium.methods.tokenizers import byte_probabilities as bp
-from tokenarium.methods.tokenizers.valid_encodings import Codec, PrefixIndex, is_valid, whole_characters
+from tokenarium.methods.tokenizers.valid_encodings import Codec, PrefixIndex, is_valid, mask_invalid, whole_characters
 
 TEXT = """\
 the cat sat on the mat;  the   cat then sat\n\non that other mat:  that is the thing
@@ -376,6 +376,17 @@ def test_the_mask_is_what_encodings_go_on_with(text):
         for token, valid in zip(ascii_ids, mask, strict=True):
             whole = text + WORDS.vocabulary[token].decode()
             assert valid == ((*left, token) in slow_reachable(TOKENIZER, whole, WORDS.vocabulary)), (left, token)
+
+
+def test_what_is_sampled_under_the_mask_encodes_to_itself():
+    logp = hashed(len(CODEC))
+    ascii_only = torch.tensor([spelling.isascii() for spelling in WORDS.vocabulary])
+    for seed in range(20):
+        generator, ids = torch.Generator().manual_seed(seed), []
+        for _ in range(8):
+            p = mask_invalid(CODEC, ids, logp([seed, *ids])).exp() * ascii_only
+            ids.append(int(torch.multinomial(p, 1, generator=generator)))
+        assert tuple(ids) in CODEC.lefts(CODEC.decode(ids))
 
 
 def test_a_prefix_of_an_encoding_may_not_be_an_encoding():

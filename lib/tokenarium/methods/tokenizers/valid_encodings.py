@@ -18,7 +18,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -195,6 +197,15 @@ class Codec:
             for place, encoding in zip(left, encodings, strict=True):
                 answers[place] = tuple(encoding.ids[: len(tail) + 1]) == (*tail, candidates[place])
         return answers
+
+
+def mask_invalid(codec: Codec, left: Sequence[int], logp: Tensor) -> Tensor:
+    """The log probabilities (V,) of what follows `left`, -inf where it may not; not normalised again.
+
+    Who always samples from these makes text that encodes to the very ids that were sampled (a canonicalising decoder).
+    """
+    valid = torch.from_numpy(codec.valid_next(left, np.arange(len(codec))))
+    return logp.masked_fill(~valid[: len(logp)], -torch.inf)
 
 
 def inside_token(codec: Codec, data: bytes, cut: int) -> tuple[int, int]:
