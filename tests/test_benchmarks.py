@@ -26,6 +26,12 @@ def taps(monkeypatch):
     return importlib.import_module("benchmarks.taps")
 
 
+@pytest.fixture
+def bpe_benchmark(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return importlib.import_module("benchmarks.bpe")
+
+
 @pytest.mark.parametrize("shape", [(1, 12, 2), (2, 21, 4), (3, 22, 5), (2, 65, 16)])
 def test_loops_and_batched_functions_give_the_same_result(matching, shape):
     x = matching.example(*shape)
@@ -126,6 +132,19 @@ def test_a_kernel_that_is_not_warm_stops_the_benchmark(monkeypatch):
     logger.addHandler(warm_kernels.NoColdKernel())
     with pytest.raises(RuntimeError, match="no fork server"):
         logger.warning("an ordinary kernel: %s", "no fork server")
+
+
+def test_loops_and_replay_count_the_same_pairs(bpe_benchmark):
+    words = {b"aaaa": 2, b"abab": 3, b"banana": 1, b"a": 9}
+    merges = [(b"a", b"a"), (b"a", b"b"), (b"ab", b"ab"), (b"n", b"a"), (b"aa", b"aa"), (b"x", b"y")]
+    assert bpe_benchmark.same_counts(merges, words)
+    assert bpe_benchmark.counts_by_loops(merges, words)[1] == {
+        (b"aa", b"aa"): 2,
+        (b"a", b"b"): 6,
+        (b"b", b"a"): 4,
+        (b"a", b"n"): 2,
+        (b"n", b"a"): 2,
+    }
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 import hashlib
 import shutil
+import sys
+import types
 
 import huggingface_hub
 import pytest
@@ -112,3 +114,36 @@ def test_the_real_client_without_network_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(TokenariumError, match=r"who/letters: upper\.txt could not be fetched") as caught:
         hub.collect(Hub("who/letters", {"upper.txt": None}, lowered))
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def datasets(monkeypatch):
+    """The package `datasets` with a repository of three texts; notes what it was asked for."""
+    asked = []
+
+    def load_dataset(kind, *, data_files, split, streaming):
+        asked.append((kind, data_files, split, streaming))
+        if "missing" in data_files:
+            raise FileNotFoundError("no such\nfile")
+        return iter([{"text": "äb"}, {"text": "cde"}, {"text": "f"}])
+
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
+    return asked
+
+
+@pytest.mark.parametrize(("num_bytes", "texts"), [(3, ["äb"]), (4, ["äb", "cde"]), (100, ["äb", "cde", "f"])])
+def test_texts_are_read_until_there_are_enough_bytes(datasets, num_bytes, texts):
+    assert list(hub.stream_texts("who/letters", "de/*.jsonl", "text", num_bytes)) == texts
+    assert datasets == [("json", "hf://datasets/who/letters/de/*.jsonl", "train", True)]
+
+
+@pytest.mark.parametrize(("files", "column", "reason"), [("missing", "text", "no such file"), ("de", "body", "body")])
+def test_texts_that_the_hub_does_not_give_are_one_line(datasets, files, column, reason):
+    with pytest.raises(TokenariumError, match=f"who/letters: {files} could not be read from the hub: .*{reason}"):
+        list(hub.stream_texts("who/letters", files, column, 10))
+
+
+def test_texts_of_the_hub_need_their_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(TokenariumError, match=r"pip install tokenarium\[hub\]"):
+        next(hub.stream_texts("who/letters", "de", "text", 10))

@@ -36,6 +36,7 @@ def tokenarium(project, monkeypatch, capsys):
     [
         (["data", "fashion-mnits"], "no data set is named 'fashion-mnits': did you mean 'fashion-mnist'?"),
         (["model", "vit"], "params.yaml has no model 'vit'; known: none"),
+        (["experiment", "lang"], "params.yaml has no experiment 'lang'; did you mean long?"),
         (["study", "tinny"], "params.yaml has no paper 'tinny'; did you mean tiny?"),
         (["study", "arena/toy"], "params.yaml has no arena 'toy'; did you mean toys?"),
         (["verdict", "tinny"], "params.yaml has no paper 'tinny'; did you mean tiny?"),

@@ -1,5 +1,6 @@
 """The alternative source: files of a repository on the Hugging Face hub."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenarium.data.packages import cache_directory
@@ -41,3 +42,25 @@ def collect(hub: Hub) -> dict[str, Path]:
             )
         collected[name] = path
     return collected
+
+
+def stream_texts(repository: str, files: str, column: str, num_bytes: int) -> Iterator[str]:
+    """The first texts, `num_bytes` bytes of UTF-8 in all, of a data set's files of JSON lines, read while they come.
+
+    files: a pattern within the repository, "de_meta/*.jsonl.zst". Raises TokenariumError where the package `datasets`
+    is missing, or the repository does not give the files or the column.
+    """
+    try:
+        from datasets import load_dataset
+    except ImportError:
+        raise TokenariumError("data sets of the hub need the package datasets: pip install tokenarium[hub]") from None
+    try:
+        place = f"hf://datasets/{repository}/{files}"
+        for row in load_dataset("json", data_files=place, split="train", streaming=True):
+            yield row[column]
+            num_bytes -= len(row[column].encode())
+            if num_bytes <= 0:
+                return
+    except (OSError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise TokenariumError(f"{repository}: {files} could not be read from the hub: {reason}") from error
