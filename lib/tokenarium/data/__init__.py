@@ -16,6 +16,7 @@ from tokenarium.data import (
     licences,
     man_pages,
     python_source,
+    reporters,
     tokenizers,
     turkish_text,
     udhr,
@@ -36,6 +37,7 @@ _MODULES = (
     python_source,
     licences,
     turkish_text,
+    reporters,
 )
 DATASETS = {module.DATASET.name: module.DATASET for module in _MODULES}
 
