@@ -1,5 +1,6 @@
 """Citations: fetched whole, read by name, and as large as the package says."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ def test_every_file_is_kept_under_its_name(tmp_path):
     members = {}
     for name, digest in reporters.DATASET.packages[0].members.items():
         members[name] = tmp_path / Path(name).name
-        members[name].write_text('{"%s": []}' % Path(name).stem, encoding="utf-8")
+        members[name].write_text(json.dumps({Path(name).stem: []}), encoding="utf-8")
         assert len(digest) == 64
     output = tmp_path / "data" / "reporters"
     output.mkdir(parents=True)
