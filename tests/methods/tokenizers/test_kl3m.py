@@ -2,12 +2,16 @@
 
 import random
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenarium.data import reporters
+from tokenarium.errors import TokenariumError
 from tokenarium.methods.tokenizers import bpe, kl3m
+from tokenarium.study.parameters import project_root
 
 CITATIONS = {
     "reporters": {"A.K. Marsh.": [{"name": "Kentucky", "variations": {"Mar. Rep.": "A.K. Marsh."}}]},
@@ -251,3 +255,15 @@ def test_tokens_beside_what_came_in_stay():
     # ab|cd -> ab|x|cd
     found = kl3m.compare("abcd", "abxcd", [kl3m.Edit(2, 2, 2, 3)], [2], [2, 3], False)
     assert found.changed == 1
+
+
+def test_the_real_citations_give_pieces_of_every_table():
+    root = project_root(Path(__file__).parent)
+    try:
+        held = reporters.load(root)
+    except TokenariumError as error:
+        pytest.skip(str(error))
+    found = kl3m.custom_tokens(*(held[name] for name in ("reporters", "laws", "journals", "case_name_abbreviations")))
+    assert {"U.S.", "F.", "Pub.L.", "Rev.", "Int'l", "International", "of", "and"} <= set(found)
+    assert found == sorted(set(found))
+    assert 5000 < len(found) < 6000

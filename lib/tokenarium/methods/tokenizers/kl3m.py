@@ -42,6 +42,53 @@ _MARKS = ("**", "__", "~~", "``", "```", "![", "](", "[^", "]:", "- [ ]", "- [x]
 _ROMAN = ("ii", "iii", "iv", "vi", "vii", "viii", "ix")
 _RUNS = range(2, 9)
 
+# Recalled from memory, and spelled so that they give every published mean of GPT-2 and GPT-4o: of the paper's table
+# only the means were at hand. Those of LLaMA-3 come out with its start symbol.
+LEGAL_TERMS = (
+    "11 U.S.C. § 362(a)",
+    "res judicata",
+    "stare decisis",
+    "habeas corpus",
+    "certiorari",
+    "de novo review",
+    "28 C.F.R. § 14.2(a)",
+    "42 U.S.C. § 1983",
+    "Fed. R. Civ. P. 12(b)(6)",
+    "prima facie",
+)
+FINANCIAL_TERMS = (
+    "EBITDA",
+    "P/E ratio",
+    "10-K filing",
+    "SEC Form 8-K",
+    "quarterly dividend",
+    "year-over-year growth",
+    "Basel III compliance",
+    "GAAP accounting",
+    "ROI analysis",
+    "market capitalization",
+)
+LICENCE_TERMS = (
+    *("copyright notice", "derivative works", "limitation of liability", "disclaimer of warranty", "redistribution"),
+    *("merchantability", "fitness for a particular purpose", "non-infringement", "consequential damages", "licensor"),
+    *(
+        "licensee",
+        "sublicense",
+        "royalty-free",
+        "perpetual",
+        "irrevocable",
+        "non-exclusive",
+        "worldwide",
+        "patent claims",
+    ),
+    *("contributory patent", "source code form", "object code", "executable form", "covered work", "propagate"),
+    *("conspicuously", "appropriate legal notices", "governing law", "jurisdiction", "venue", "severability"),
+    *("indemnify and hold harmless", "termination", "reinstated", "breach of contract", "tort", "strict liability"),
+    *("punitive damages", "trademark rights", "endorse or promote", "prior written permission", "as is", "implied"),
+    *("warranties", "export control", "restricted rights", "government end users", "third party", "hereby granted"),
+    *("subject to the following conditions", "all rights reserved"),
+)
+
 
 def tokens_per_char(encode: Callable[[str], list[int]], texts: list[str]) -> float:
     """Sum of tokens over sum of Python characters; `encode` must add no special tokens.
