@@ -61,8 +61,8 @@ def run(experiment: Experiment) -> None:
 def corpora(root: Path, p: Any) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """Training documents of "legal" and "general", and held-out ones of these and "code", normalised.
 
-    Held-out documents are shuffled (the same way for every seed of the study), at most p.documents of a corpus, each
-    cut to p.longest characters.
+    Only every p.stride-th document is looked at. Held-out documents are shuffled (the same way for every seed of the
+    study), at most p.documents of a corpus, each cut to p.longest characters.
     """
     sources = {
         "legal": [licences.load(root)],
@@ -77,7 +77,7 @@ def corpora(root: Path, p: Any) -> tuple[dict[str, list[str]], dict[str, list[st
     training: dict[str, list[str]] = {}
     held: dict[str, list[str]] = {}
     for name, parts in sources.items():
-        rows = [row for part in parts for row in part if len(row["text"]) >= licences.SHORTEST]
+        rows = [row for part in parts for row in part if len(row["text"]) >= licences.SHORTEST][:: p.stride]
         train = [kl3m.nfkc(row["text"]) for row in rows if text.split_of(row["id"]) not in HELD]
         other = [kl3m.nfkc(row["text"]) for row in rows if text.split_of(row["id"]) in HELD]
         random.Random(0).shuffle(other)
