@@ -50,6 +50,14 @@ def test_intervals_are_over_all_mixtures_and_over_those_of_each_seed():
     assert seeds[0].high <= 3
 
 
+def test_a_seed_with_a_single_mixture_has_no_interval_of_its_own():
+    index = pd.MultiIndex.from_tuples([(0, 0), (1, 0), (1, 1)], names=["seed", "mixture"])
+    interval, seeds = mixture_tables.over_mixtures(pd.Series([1.0, 2.0, 6.0], index=index), resamples=100)
+    assert interval.value == 3
+    assert list(seeds) == [1]
+    assert seeds[1].value == 4
+
+
 def test_another_statistic_than_the_mean_can_be_asked_for():
     index = pd.MultiIndex.from_product([[0], range(5)], names=["seed", "mixture"])
     values = pd.Series([0.0, 0.0, 1.0, 50.0, 99.0], index=index)
