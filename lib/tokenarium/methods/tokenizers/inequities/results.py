@@ -157,3 +157,56 @@ def table_row(algorithm: str, rule: str, languages: Sequence[str], ctc: Mapping[
 
 def frame(rows: Sequence[Mapping[str, object]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows))
+
+
+# Statistics of two columns, (resamples, languages, 2)
+
+
+def cv_ratio(samples: NDArray) -> NDArray[np.float64]:
+    """The CV of the first column by that of the second."""
+    return premiums.cv(samples[..., 0]) / premiums.cv(samples[..., 1])
+
+
+def cv_change(samples: NDArray) -> NDArray[np.float64]:
+    """The CV of the first column less that of the second."""
+    return premiums.cv(samples[..., 0]) - premiums.cv(samples[..., 1])
+
+
+def mean_gain(samples: NDArray) -> NDArray[np.float64]:
+    """By which share the mean of the first column is below that of the second."""
+    return 1 - samples[..., 0].mean(axis=-1) / samples[..., 1].mean(axis=-1)
+
+
+def regression_table(rows: inequities.Rows, terms: Mapping[str, Sequence[str]], resamples: int) -> pd.DataFrame:
+    """A line per term: its columns' partial R^2 with interval, and p with languages as clusters."""
+    lines = []
+    for term, names in terms.items():
+        r2 = inequities.partial_r2_interval(rows, names, resamples=resamples)
+        found = {"term": term, "partial R2": r2.value, "partial R2_low": r2.low, "partial R2_high": r2.high}
+        lines.append(found | {"p": inequities.cluster_p(rows, names)})
+    return pd.DataFrame(lines)
+
+
+def pair_correlation(a: NDArray, b: NDArray, resamples: int = RESAMPLES, seed: int = 0) -> Interval:
+    """Pearson's r of two (languages, languages) matrices off their diagonals, bootstrap over languages.
+
+    Resamples on which it is not defined, of too few different languages, are left out.
+    """
+    off = ~np.eye(len(a), dtype=bool)
+    x, y = a[off], b[off]
+
+    def r(weights: NDArray[np.float64]) -> float:
+        mean_x, mean_y = (np.average(each, weights=weights) for each in (x, y))
+        covariance = (weights * (x - mean_x) * (y - mean_y)).sum()
+        return covariance / np.sqrt((weights * (x - mean_x) ** 2).sum() * (weights * (y - mean_y) ** 2).sum())
+
+    value = float(r(np.ones(len(x))))
+    drawn = inequities.language_draws(len(a), resamples, seed)
+    # A pair counts as often as both of its ends; a resample of one language has no pair.
+    weights = (np.outer(draw, draw)[off] for draw in drawn if draw.max() < len(a))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        draws = np.array([r(each.astype(float)) for each in weights])
+    draws = draws[np.isfinite(draws)]
+    low, high = np.quantile(draws, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    how = f"bootstrap over {len(a)} languages, {len(draws)} of {resamples} resamples defined"
+    return Interval(value, min(low, value), max(high, value), how)
