@@ -235,7 +235,7 @@ elif command == "experiment":
 elif command == "study":
     arena = name.startswith("arena/")
     if arena:
-        made = digest(f"evaluations/{name[6:]}")
+        made = digest(*params["arenas"][name[6:]]["reads"])
     else:
         entry = params["papers"][name]
         stem = f"notebooks/{entry['family']}/{name}"
@@ -259,7 +259,8 @@ elif command == "report":
     write("reports/site/index.html", digest("verdicts"))
 """
 ARENAS = sorted(PARAMS["arenas"])
-ARENA_CALLS = {f"{command} arena/{family}" for family in ARENAS for command in ("study", "verdict")}
+ARENA_CALLS = {f"{command} arena/{name}" for name in ARENAS for command in ("study", "verdict")}
+VISION_ARENA = {"study arena/vision", "verdict arena/vision"}
 ALL_CALLS = (
     {f"data {name}" for name in PARAMS["data"]}
     | {f"model {name}" for name in PARAMS["models"]}
@@ -420,7 +421,9 @@ def test_stages_run_after_what_they_read(first, tree):
         assert order[f"study {slug}"] < order[f"verdict {slug}"] < order["report "]
         if PARAMS["papers"][slug]["family"] == "vision":
             assert order[f"study {slug}"] < order["study arena/vision"]
-    assert order["study arena/vision"] < order["verdict arena/vision"] < order["report "]
+    for name in ARENAS:
+        assert order[f"study arena/{name}"] < order[f"verdict arena/{name}"] < order["report "]
+    assert order["study turkish-standards"] < order["study arena/tokenizers"]  # which reads one of its tables
 
 
 def test_nothing_changed_is_up_to_date(tree):
@@ -431,19 +434,19 @@ def test_nothing_changed_is_up_to_date(tree):
 
 def test_a_changed_method_reruns_its_paper_the_arena_and_the_report(tree):
     edit(tree / "lib/tokenarium/methods/vision/token_transforming.py")
-    assert reproduce(tree) == {"study token-transforming", "verdict token-transforming", *ARENA_CALLS, "report "}
+    assert reproduce(tree) == {"study token-transforming", "verdict token-transforming", *VISION_ARENA, "report "}
     assert reproduce(tree) == set()
 
 
 def test_a_method_that_two_papers_read_reruns_both(tree):
     edit(tree / "lib/tokenarium/methods/vision/pitome.py")
     both = {f"{command} {slug}" for slug in ("pitome", "token-transforming") for command in ("study", "verdict")}
-    assert reproduce(tree) == {*both, *ARENA_CALLS, "report "}
+    assert reproduce(tree) == {*both, *VISION_ARENA, "report "}
 
 
 def test_a_changed_parameter_reruns_its_paper_only(tree):
     change_param(tree, 3, "papers", "pitome", "cpu", "trace_images")
-    assert reproduce(tree) == {"study pitome", "verdict pitome", *ARENA_CALLS, "report "}
+    assert reproduce(tree) == {"study pitome", "verdict pitome", *VISION_ARENA, "report "}
 
 
 def test_what_belongs_to_another_profile_reruns_nothing(tree):
@@ -466,7 +469,7 @@ def test_changed_claims_rerun_their_paper_and_verdict(tree):
         file.write("another: claim\n")
     made = reproduce(tree)
     assert {"study token-transforming", "verdict token-transforming", "report "} <= made
-    assert made <= {"study token-transforming", "verdict token-transforming", *ARENA_CALLS, "report "}
+    assert made <= {"study token-transforming", "verdict token-transforming", *VISION_ARENA, "report "}
 
 
 def test_an_edit_that_changes_no_result_stops_at_the_paper(tree):
@@ -626,7 +629,7 @@ def test_a_remote_restores_models_notebooks_and_tensors_without_running_anything
 def test_an_experiment_sets_a_parameter_and_reruns_its_paper(tree):
     calls(tree)
     pipeline.dvc(tree, "exp", "run", "--set-param", "papers.pitome.cpu.trace_images=3", capture=True)
-    assert set(calls(tree)) == {"study pitome", "verdict pitome", *ARENA_CALLS, "report "}
+    assert set(calls(tree)) == {"study pitome", "verdict pitome", *VISION_ARENA, "report "}
     params = load_params(tree)
     assert params["papers"]["pitome"]["cpu"]["trace_images"] == 3
     assert params["papers"]["pitome"]["smoke"] == PARAMS["papers"]["pitome"]["smoke"]
@@ -638,7 +641,7 @@ def test_an_experiment_sets_a_parameter_and_reruns_its_paper(tree):
 
 def test_metrics_are_shown_and_compared(tree):
     shown = json.loads(pipeline.dvc(tree, "metrics", "show", "--json", capture=True))[""]["data"]
-    assert set(shown) == {f"reports/{slug}/metrics.json" for slug in (*PAPERS, "arena/vision")}
+    assert set(shown) == {f"reports/{slug}/metrics.json" for slug in (*PAPERS, *(f"arena/{name}" for name in ARENAS))}
     gain = shown["reports/pitome/metrics.json"]["data"]["gain"]["value"]
     assert gain == json.loads((tree / "reports/pitome/metrics.json").read_text())["gain"]["value"]
     edit(tree / "lib/tokenarium/methods/vision/token_transforming.py")
@@ -651,7 +654,7 @@ def test_metrics_are_shown_and_compared(tree):
 def test_plots_are_shown_as_a_page_that_git_ignores(tree):
     pipeline.dvc(tree, "plots", "show", capture=True)
     page = (tree / "dvc_plots/index.html").read_text(encoding="utf-8")
-    for slug in (*PAPERS, "arena/vision"):
+    for slug in (*PAPERS, *(f"arena/{name}" for name in ARENAS)):
         assert f"reports/{slug}/figures" in page.replace("_", "/")
     assert git(tree, "status", "--porcelain") == ""
 
