@@ -219,6 +219,25 @@ def report() -> None:
 
 
 @app.command()
+def tokenizer_report(
+    texts: Annotated[list[Path], typer.Argument(help="text files, or folders with a file or a folder for each text")],
+    tokenizers: Annotated[str, typer.Option(help="names, with commas between them")] = "claude,gpt4o,llama3,gemma3",
+    english: Annotated[str | None, typer.Option(help="the text that premiums compare with; else en, en-US ...")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw into this .png, .svg or .pdf file")] = None,
+    sample: Annotated[
+        str | None, typer.Option(help="show the split of this; else of the first text's beginning")
+    ] = None,
+) -> None:
+    """Say what your own text costs with real tokenizers: tokens per byte, premiums, the split of a sample."""
+    from tokenarium.run.tokenizer_report import report
+
+    names = [name.strip() for name in tokenizers.split(",") if name.strip()]
+    if not names:
+        raise TokenariumError("--tokenizers names none: try --tokenizers claude,gpt4o")
+    report(project_root(), texts, names, english, figure, sample)
+
+
+@app.command()
 def gpu() -> None:
     """Show who holds GPU memory on this machine and who waits for it."""
     from tokenarium.run.gpu.show import show_gpus
