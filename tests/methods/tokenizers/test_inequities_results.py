@@ -103,7 +103,7 @@ def test_training_text_is_of_the_training_split_and_long_enough(pages, tmp_path)
     training = {row["text"] for row in pages["tr"] if split_of(row["id"]) == "train"}
     assert set(texts) <= training
     assert sum(map(len, texts)) >= 200
-    with pytest.raises(TokenariumError, match="the help in 'tr' is too short: .* lower train_bytes"):
+    with pytest.raises(TokenariumError, match=r"the help in 'tr' is too short: .* lower train_bytes"):
         sources.open_training(tmp_path, "tr", 10**6, seed=0)
 
 
