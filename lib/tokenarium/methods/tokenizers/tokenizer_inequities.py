@@ -76,31 +76,53 @@ def _merges_needed(model: bpe.Bpe) -> NDArray[np.int64]:
     return np.array([0, *(first[token] + 1 for token in model.vocabulary[256:])], dtype=np.int64)
 
 
-def count_curve(model: bpe.Bpe, lines: Sequence[str]) -> NDArray[np.int64]:
-    """(tokens - 255,) CTC of the lines with the first 256, 257, ... tokens of a BPE, from one encoding.
+class CountCurve:
+    """CTC of a text with the first 256, 257, ... tokens of a BPE, from one encoding.
 
     A token of the whole vocabulary is a tree of merges; with fewer merges it falls apart into the subtrees that are
     left. So CTC is the number of bytes less the merges that are there and are used.
     """
-    vocabulary = model.vocabulary
-    index = {token: place for place, token in enumerate(vocabulary)}
-    uses = np.zeros(len(vocabulary), dtype=np.int64)
-    for encoding in model.tokenizer().encode_batch_fast(list(lines), add_special_tokens=False):
-        np.add.at(uses, encoding.ids, 1)
-    num_bytes = int((uses * [len(token) for token in vocabulary]).sum())
-    rank = bpe.ranks(model.merges)
-    made = _last_pairs(model.merges, rank)
-    joined = np.zeros(len(model.merges) + 1, dtype=np.int64)  # at i + 1: joins by merge i
-    time: dict[bytes, int] = {}
-    for token in sorted(made, key=len):
-        time[token] = max(rank[made[token]], *(time.get(part, 0) for part in made[token]))
-    for token in sorted(made, key=len, reverse=True):
-        count = uses[index[token]]
-        if count:
-            joined[time[token] + 1] += count
-            for part in made[token]:
-                uses[index[part]] += count
-    return num_bytes - joined.cumsum()[_merges_needed(model)]
+
+    def __init__(self, model: bpe.Bpe):
+        rank = bpe.ranks(model.merges)
+        made = _last_pairs(model.merges, rank)
+        index = {token: place for place, token in enumerate(model.vocabulary)}
+        time: dict[bytes, int] = {}
+        for token in sorted(made, key=len):
+            time[token] = max(rank[made[token]], *(time.get(part, 0) for part in made[token]))
+        self._longest_first = [
+            (index[token], time[token] + 1, *(index[part] for part in made[token]))
+            for token in sorted(made, key=len, reverse=True)
+        ]
+        self._needed = _merges_needed(model)
+        self._num_merges = len(model.merges)
+        self._lengths = np.array([len(token) for token in model.vocabulary])
+        self._tokenizer = model.tokenizer()
+
+    def __call__(self, lines: Sequence[str]) -> NDArray[np.int64]:
+        """(tokens - 255,) CTC of the lines at every size of the vocabulary."""
+        counts = _uses(self._tokenizer, lines, len(self._lengths))
+        num_bytes = int((counts * self._lengths).sum())
+        joined = np.zeros(self._num_merges + 1, dtype=np.int64)  # at i + 1: joins by merge i
+        uses = counts.tolist()
+        for token, time, left, right in self._longest_first:
+            if uses[token]:
+                joined[time] += uses[token]
+                uses[left] += uses[token]
+                uses[right] += uses[token]
+        return num_bytes - joined.cumsum()[self._needed]
+
+
+def count_curve(model: bpe.Bpe, lines: Sequence[str]) -> NDArray[np.int64]:
+    """(tokens - 255,) CTC of the lines with the first 256, 257, ... tokens of a BPE; see `CountCurve`."""
+    return CountCurve(model)(lines)
+
+
+def _uses(tokenizer: Tokenizer, lines: Sequence[str], size: int) -> NDArray[np.int64]:
+    """(size,) how often each id occurs."""
+    encodings = tokenizer.encode_batch_fast(list(lines), add_special_tokens=False)
+    ids = [index for encoding in encodings for index in encoding.ids]
+    return np.bincount(np.array(ids, dtype=np.int64), minlength=size)
 
 
 def _last_pairs(merges: Sequence[bpe.Pair], rank: Mapping[bpe.Pair, int]) -> dict[bytes, bpe.Pair]:
@@ -124,9 +146,7 @@ def _reached(token: bytes, pairs: Sequence[bpe.Pair], rank: Mapping[bpe.Pair, in
 
 def used_once(model: bpe.Bpe, texts: Sequence[str]) -> float:
     """The share of a BPE's merged tokens that encoding `texts` uses at most once: what it has learnt by heart."""
-    uses = np.zeros(len(model.vocabulary), dtype=np.int64)
-    for encoding in model.tokenizer().encode_batch_fast(list(texts), add_special_tokens=False):
-        np.add.at(uses, encoding.ids, 1)
+    uses = _uses(model.tokenizer(), texts, len(model.vocabulary))
     return float((uses[256:] <= 1).mean())
 
 

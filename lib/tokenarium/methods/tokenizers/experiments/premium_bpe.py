@@ -32,7 +32,8 @@ def run(experiment: Experiment) -> None:
         training = sources.open_training(experiment.root, language, size, seed)
         model = bpe.train(training, p.largest)
         seen = inequities.trigrams(training)
-        found = {text: inequities.count_curve(model, texts[text][language]).astype(np.int32) for text in texts}
+        curve = inequities.CountCurve(model)
+        found = {text: curve(texts[text][language]).astype(np.int32) for text in texts}
         for text in texts:
             found[f"similarity_{text}"] = np.array(inequities.similarity(seen, trigrams[text, language]))
         if (rule, seed) == (sources.SCALED, first):

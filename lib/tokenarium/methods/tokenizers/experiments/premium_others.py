@@ -42,7 +42,7 @@ def run(experiment: Experiment) -> None:
         text = training(language, experiment.seeds[0])
         return counts([inequities.train_unigram(text, size) for size in p.unigram_sizes], language)
 
-    jobs = [(language, seed) for seed in experiment.seeds for language in premiums]
+    jobs = [(language, seed) for seed in experiment.seeds for language in p.bridged]
     for job in experiment.progress(jobs, "SuperBPE"):
         experiment.arrays(f"super-{job[0]}-{job[1]}", lambda job=job: bridged(*job))
     for language in experiment.progress(list(premiums), "Unigram"):

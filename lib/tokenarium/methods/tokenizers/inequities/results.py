@@ -62,9 +62,16 @@ class Field:
         """(languages,) likeness of the text trained on to an evaluation text."""
         return np.array([self.part(each, seed)[f"similarity_{text}"].item() for each in self.languages])
 
+    @cached_property
+    def bridged_languages(self) -> list[str]:
+        """The languages that SuperBPE was trained for."""
+        return list(self.others.parameters["bridged"])
+
     def bridged(self, text: str, seed: int, transition: int = 0) -> NDArray[np.int64]:
-        """(languages,) CTC of SuperBPE with a transition of `transitions`."""
-        return np.array([self.others.arrays(f"super-{each}-{seed}")[text][transition] for each in self.languages])
+        """(bridged languages,) CTC of SuperBPE with a transition of `transitions`."""
+        return np.array(
+            [self.others.arrays(f"super-{each}-{seed}")[text][transition] for each in self.bridged_languages]
+        )
 
     def unigram(self, text: str, size: int) -> NDArray[np.int64]:
         """(languages,) CTC of Unigram with a size of `unigram_sizes`."""
