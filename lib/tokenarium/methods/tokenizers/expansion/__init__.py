@@ -1,0 +1,1 @@
+"""Parts of the vocabulary-expansion study: texts, models, adaptation."""
