@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tokenarium.methods.tokenizers import vocab_expansion as expansion
 from tokenarium.methods.tokenizers.expansion import lapt, source_model
+from tokenarium.methods.tokenizers.expansion.trials import Bench, readable
 
 ENGLISH = ["the cat sat on the mat and the rat sat on the cat", "that hat is that of the other cat"] * 3
 GREEK = ["η γάτα κάθισε στο χαλί", "το χαλί της γάτας και η γάτα", "και το καπέλο της γάτας στο χαλί"] * 2
@@ -233,6 +234,13 @@ def test_methods_that_read_text_ask_for_it(source, target, rows, method):
         expansion.init_rows(rows, source, target, method)
 
 
+@pytest.mark.parametrize("method", ["random", "mean", "merge", "align"])
+def test_fast_tokenizers_of_transformers_give_the_same_rows(source, target, rows, method):
+    wrapped = (PreTrainedTokenizerFast(tokenizer_object=each) for each in (source, target))
+    expected = expansion.init_rows(rows, source, target, method, GREEK, 2)
+    assert np.array_equal(expansion.init_rows(rows, *wrapped, method, GREEK, 2), expected)
+
+
 def test_an_unknown_method_is_refused(source, target, rows):
     with pytest.raises(ValueError, match="random, global"):
         expansion.init_rows(rows, source, target, "wechsel")
@@ -356,8 +364,8 @@ def test_an_extra_head_predicts_one_place_further():
     model = llama()
     ids = torch.randint(50, (2, 9), generator=torch.Generator().manual_seed(0))
     head = torch.randn(50, 16, generator=torch.Generator().manual_seed(1))
-    hidden = model.model(ids).last_hidden_state.double()
-    weight = model.get_output_embeddings().weight.double()
+    hidden = model.model(ids).last_hidden_state.detach().double()
+    weight = model.get_output_embeddings().weight.detach().double()
     expected = 0.0
     for ahead, matrix in ((1, weight), (2, head.double())):
         terms = [
@@ -366,8 +374,8 @@ def test_an_extra_head_predicts_one_place_further():
             for place in range(9 - ahead)
         ]
         expected += float(sum(terms)) / len(terms)
-    assert float(lapt.loss(model, ids, [head])) == pytest.approx(expected, rel=1e-5)
-    assert float(lapt.loss(model, ids)) < expected
+    assert lapt.loss(model, ids, [head]).item() == pytest.approx(expected, rel=1e-5)
+    assert lapt.loss(model, ids).item() < expected
 
 
 @pytest.mark.parametrize("layers", ["all", "ends"])
@@ -426,3 +434,46 @@ def test_pretraining_lowers_the_loss_and_weights_can_be_put_back(source):
     assert float(lapt.loss(model, ids)) < 0.9 * before
     restored = source_model.with_weights(fresh, source_model.weights(model))
     assert float(lapt.loss(restored, ids)) == pytest.approx(float(lapt.loss(model, ids)))
+
+
+# Trials
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+def bench(request, source):
+    model = llama(source.get_vocab_size(), tied=request.param)
+    return Bench(source, model, source_model.start_id(source), GREEK, GREEK[:2], auxiliary_size=400)
+
+
+@pytest.mark.parametrize("method", [*expansion.METHODS, "mean-official", "shuffled"])
+def test_a_bench_scores_every_initialisation_and_leaves_the_model_alone(bench, method):
+    before = copy.deepcopy(bench.model.state_dict())
+    assert bench.score(method, 8).shape == (2,)
+    assert bench.rows(method, 8).shape == (8, 16)
+    head = bench.head_rows(method, 8)
+    assert (head is None) == bench.model.config.tie_word_embeddings
+    assert all(torch.equal(before[name], each) for name, each in bench.model.state_dict().items())
+
+
+def test_a_bench_without_new_tokens_scores_the_source(bench):
+    expected = lapt.document_bits(bench.model, bench.tokenizer, bench.documents, bench.start)
+    assert np.array_equal(bench.score("source", 0), expected)
+    assert bench.tokens(0).tolist() == [len(bench.tokenizer.encode(each).ids) for each in bench.documents]
+
+
+def test_an_adaptation_begins_at_the_score_and_repeats(bench):
+    recipe = lapt.Recipe(block=16, batch=2, learning_rate=0.01)
+    found = bench.adapt("random", 8, 1, recipe, 3, [0, 3])
+    assert found.shape == (2, 2)
+    assert np.allclose(found[0], bench.score("random", 8, 1))
+    assert found[1].sum() < found[0].sum()
+    assert np.array_equal(bench.adapt("random", 8, 1, recipe, 3, [0, 3]), found)
+
+
+def test_tokens_are_shown_as_text_or_as_bytes(source, target):
+    first = source.get_vocab_size()
+    shown = [readable(target, index) for index in range(first + 12)]
+    assert shown[source.token_to_id("Ġ")] == "_"
+    assert shown[source.token_to_id("a")] == "a"
+    assert shown[source.token_to_id("Î")] == "<ce>"
+    assert any("γ" in token or "α" in token or "τ" in token for token in shown[first:])
