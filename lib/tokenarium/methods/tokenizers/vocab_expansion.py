@@ -125,21 +125,24 @@ def _initialise(
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
     if method in ("align", "focus") and lines is None:
         raise ValueError(f"{method} needs corpus_lines")
-    tokens = new_tokens(source, target)
+    first, tokens = _size(source), new_tokens(source, target)
+    if method == "random":
+        return random_rows(rows, first, len(tokens), seed)
     if method == "global":
         return np.tile(rows.mean(axis=0), (len(tokens), 1))
-    start = random_rows(rows, _size(source), len(tokens), seed)
     if method == "mean":
-        return mean_rows(rows, source, tokens, start, official)
-    if method == "merge":
-        return merge_rows(rows, source, target, start, nested)
-    if method == "align":
-        return align_rows(
-            rows, align_map(source, target, lines), _size(source), merge_rows(rows, source, target, start, nested)
-        )
-    if method == "focus":
-        return focus_rows(rows, source, target, lines, start)
-    return start
+        made = mean_rows(rows, source, tokens, official)
+    elif method == "merge":
+        made = merge_rows(rows, source, target, nested)
+    elif method == "align":
+        merged = merge_rows(rows, source, target, nested)
+        made = align_rows(rows, align_map(source, target, lines), first, merged)
+    else:
+        made = focus_rows(rows, source, target, lines)
+    lacking = np.isnan(made).all(axis=1)
+    if lacking.any():
+        made[lacking] = random_rows(rows, first, len(tokens), seed)[lacking]
+    return made
 
 
 def random_rows(rows: NDArray, first: int, count: int, seed: int) -> NDArray[np.float64]:
@@ -158,11 +161,12 @@ def random_rows(rows: NDArray, first: int, count: int, seed: int) -> NDArray[np.
     return np.concatenate(kept)
 
 
-def mean_rows(
-    rows: NDArray, source: Tokenizer, tokens: Sequence[str], start: NDArray, official: bool = True
-) -> NDArray[np.float64]:
-    """Mean: the average of the rows of the source's pieces of each token; (tokens, d). See `init_rows`."""
-    made = start.copy()
+def mean_rows(rows: NDArray, source: Tokenizer, tokens: Sequence[str], official: bool = True) -> NDArray[np.float64]:
+    """Mean: the average of the rows of the source's pieces of each token; (tokens, d), NaN without pieces.
+
+    official: see `init_rows`.
+    """
+    made = np.full((len(tokens), rows.shape[1]), np.nan)
     for index, token in enumerate(tokens):
         if official:
             ids = source.encode(token, add_special_tokens=False).ids
@@ -174,11 +178,12 @@ def mean_rows(
 
 
 def merge_rows(
-    rows: NDArray, source: Tokenizer, target: Tokenizer, start: NDArray, nested: NDArray | None = None
+    rows: NDArray, source: Tokenizer, target: Tokenizer, nested: NDArray | None = None
 ) -> NDArray[np.float64]:
     """Merge: the mean of the two parts that a target merge joins, parts that are new themselves in the same way.
 
-    Where several merges make a token, the mean over them. nested: the matrix that new parts are taken from.
+    Where several merges make a token, the mean over them; NaN where none does. nested: the matrix that new parts are
+    taken from.
     """
     known = {token: index for token, index in source.get_vocab().items() if index < len(rows)}
     ways: dict[str, list[tuple[str, str]]] = {}
@@ -197,12 +202,8 @@ def merge_rows(
     def inner(token: str) -> NDArray | None:
         return joined(token, rows if nested is None else nested)
 
-    made = start.copy()
-    for index, token in enumerate(new_tokens(source, target)):
-        row = joined(token, rows)
-        if row is not None:
-            made[index] = row
-    return made
+    found = [joined(token, rows) for token in new_tokens(source, target)]
+    return np.stack([np.full(rows.shape[1], np.nan) if row is None else row for row in found])
 
 
 def align_map(source: Tokenizer, target: Tokenizer, lines: Iterable[str]) -> Alignment:
@@ -242,19 +243,17 @@ def align_rows(rows: NDArray, alignment: Alignment, first: int, start: NDArray) 
     return made
 
 
-def focus_rows(
-    rows: NDArray, source: Tokenizer, target: Tokenizer, lines: Iterable[str], start: NDArray
-) -> NDArray[np.float64]:
+def focus_rows(rows: NDArray, source: Tokenizer, target: Tokenizer, lines: Iterable[str]) -> NDArray[np.float64]:
     """FOCUS-like: source rows weighted by the sparsemax of the new token's cosine similarity to their tokens.
 
     Vectors come from the target-tokenized lines (`ppmi_vectors`, in place of fastText). Tokens that do not occur in
-    them have none: new ones keep `start`, old ones have no weight. Source: Dobler and de Melo 2023 (FOCUS).
+    them have none: the rows of new ones are NaN, old ones have no weight. Source: Dobler and de Melo 2023 (FOCUS).
     """
     first = _size(source)
     ids = [encoding.ids for encoding in target.encode_batch(list(lines), add_special_tokens=False)]
     seen, vectors = ppmi_vectors(ids)
     old, new = seen < first, seen >= first
-    made = start.copy()
+    made = np.full((_size(target) - first, rows.shape[1]), np.nan)
     if old.any() and new.any():
         made[seen[new] - first] = sparsemax(vectors[new] @ vectors[old].T) @ rows[seen[old]]
     return made
