@@ -146,7 +146,7 @@ def grid_table(grid: Results, seeds: Sequence[int], resamples: int) -> pd.DataFr
     p, counts = grid.parameters, grid.record("counts")
     arms = [(100, "source", 0), *((100, method, size) for size in p["sizes"] for method in p["methods"])]
     for percent in p["percents"]:
-        arms += [(percent, "source", 0), *((percent, method, p["focus_size"]) for method in p["percent_methods"])]
+        arms += [(percent, method, p["focus_size"]) for method in p["percent_methods"]]
     rows = []
     for percent, method, size in arms:
         bits = adapted_bits(grid, method, size, seeds, percent)

@@ -19,7 +19,7 @@ def run(experiment: Experiment) -> None:
     }
     arms = [(100, "source", 0), *((100, method, size) for size in p.sizes for method in p.methods)]
     for percent in p.percents:
-        arms += [(percent, "source", 0), *((percent, method, p.focus_size) for method in p.percent_methods)]
+        arms += [(percent, method, p.focus_size) for method in p.percent_methods]
     for percent, method, size in experiment.progress(arms, "adaptation"):
         often = percent == 100 and size in (0, p.focus_size)
         for seed in experiment.seeds:

@@ -1,7 +1,6 @@
 """Which layers, which losses, which blocks: recipes of adaptation at equal compute on the small source model (E3)."""
 
 from dataclasses import replace
-from itertools import product
 
 from tokenarium.methods.tokenizers.expansion import lapt, texts
 from tokenarium.methods.tokenizers.expansion.trials import Bench, open_source
@@ -25,7 +24,7 @@ def run(experiment: Experiment) -> None:
         f"{layers}-{ahead}-{block}": replace(
             plain, layers=layers, ahead=ahead, block=block, batch=p.step_tokens // block
         )
-        for layers, ahead, block in product(("all", "ends"), (0, 1), p.blocks)
+        for layers, ahead, block in ((layers, ahead, p.blocks[place]) for layers, ahead, place in p.recipes)
     }
     costs = {name: lapt.step_cost(config, recipe) for name, recipe in recipes.items()}
     budget = p.steps * costs[f"all-0-{p.blocks[0]}"]
