@@ -22,9 +22,16 @@ class Analyser:
         # Its public `analyze` needs NLTK's sentence model, which is a download; a word needs none. It logs each reading
         # as a warning.
         logging.getLogger("zeyrek.rulebasedanalyzer").setLevel(logging.ERROR)
-        from zeyrek import MorphAnalyzer
+        from zeyrek import MorphAnalyzer, attributes, morphotactics, rulebasedanalyzer
         from zeyrek.lexicon import RootLexicon
 
+        # Its cache hands out one and the same set of phonetic attributes, which the search then changes: what a word
+        # is read as would depend on the words before it.
+        fresh = getattr(
+            attributes.calculate_phonetic_attributes, "__wrapped__", attributes.calculate_phonetic_attributes
+        )
+        for module in (attributes, morphotactics, rulebasedanalyzer):
+            module.calculate_phonetic_attributes = fresh
         lexicon = RootLexicon.default_text_dictionaries()
         for item in lexicon.items:
             item.attributes = _InOrder(item.attributes)
