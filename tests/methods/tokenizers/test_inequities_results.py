@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tokenarium.data import libreoffice_help
+from tokenarium.data import libreoffice_help, udhr
 from tokenarium.data.text import split_of
 from tokenarium.errors import TokenariumError
 from tokenarium.methods.tokenizers import premiums
@@ -105,6 +105,11 @@ def test_training_text_is_of_the_training_split_and_long_enough(pages, tmp_path)
     assert sum(map(len, texts)) >= 200
     with pytest.raises(TokenariumError, match=r"the help in 'tr' is too short: .* lower train_bytes"):
         sources.open_training(tmp_path, "tr", 10**6, seed=0)
+
+
+def test_a_decomposed_declaration_is_composed(monkeypatch, tmp_path):
+    monkeypatch.setattr(udhr, "parallel", lambda root, codes: {code: ["e\u0323\u0302 mo\u0323\nha"] for code in codes})
+    assert sources.open_outside("udhr", tmp_path, {"vi": "vie"}) == {"vi": ["\u1ec7 m\u1ecd", "ha"]}
 
 
 def test_scaled_text_has_the_same_content_and_unscaled_the_same_bytes():

@@ -89,6 +89,16 @@ def test_the_turkish_table_keeps_those_that_entered_the_best_boundaries_first(tm
     assert side_by_side.turkish_table(tmp_path, ["a", "b", "unknown"]).tokenizer.tolist() == ["b", "a"]
 
 
+def test_decomposed_declarations_are_composed(monkeypatch, tmp_path):
+    monkeypatch.setattr(side_by_side.libreoffice_help, "parallel", lambda root, languages: {"en-US": ["a"]})
+    monkeypatch.setattr(side_by_side.udhr, "manifest", lambda root: {"eng": {}, "vie": {}})
+    monkeypatch.setattr(side_by_side.udhr, "parallel", lambda root, codes: {code: ["e\u0323\u0302"] for code in codes})
+    for module in (side_by_side.python_source, side_by_side.licences):
+        monkeypatch.setattr(module, "load", lambda root, split: [{"text": "a"}])
+    texts = side_by_side.open_texts(tmp_path, ["en-US"], 1, 2, 1)
+    assert texts.declarations == {"eng": ["\u1ec7"], "vie": ["\u1ec7"]}
+
+
 def test_every_language_of_the_help_has_a_name():
     from tokenarium.data.libreoffice_help import _DIGESTS
 

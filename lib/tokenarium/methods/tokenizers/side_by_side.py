@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pandas as pd
@@ -76,7 +77,8 @@ def open_texts(
     """The texts of the suite below the repository root.
 
     paragraphs: of the help, at most, of those that all languages have. declarations: how many languages of the
-    Universal Declaration, English first. other_bytes: of code and of legal text, test split, whole documents.
+    Universal Declaration, English first, composed (Unicode NFC): a few are stored decomposed, the help is not.
+    other_bytes: of code and of legal text, test split, whole documents.
     """
     helps = libreoffice_help.parallel(root, list(languages))
     # Evenly spread over the pages of the help, which differ in subject.
@@ -86,7 +88,7 @@ def open_texts(
     others = {"code": python_source.load(root, "test"), "legal": licences.load(root, "test")}
     return Texts(
         {language: [lines[index] for index in kept] for language, lines in helps.items()},
-        udhr.parallel(root, codes),
+        {code: [normalize("NFC", part) for part in parts] for code, parts in udhr.parallel(root, codes).items()},
         {name: _first(_spread(rows), other_bytes) for name, rows in others.items()},
     )
 

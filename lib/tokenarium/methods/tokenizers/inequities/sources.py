@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 from tokenarium.data import libreoffice_help, udhr
 from tokenarium.data.text import split_of
@@ -80,13 +81,18 @@ def open_help(root: Path | str, languages: Iterable[str], at_most: int) -> dict[
 def open_outside(name: str, root: Path | str, languages: Mapping[str, str]) -> Parallel:
     """Language -> parallel text of another kind: "udhr", articles cut into lines, or FLORES+ from the hub.
 
-    languages: language of the help -> its code there. Raises TokenariumError for another name.
+    languages: language of the help -> its code there. Texts are composed (Unicode NFC) as the help is; the
+    declaration's Vietnamese, for one, is stored decomposed. Raises TokenariumError for another name.
     """
     if name == FLORES:
         from datasets import load_dataset
 
-        return {each: list(load_dataset(FLORES, code, split="devtest")["text"]) for each, code in languages.items()}
+        found = {code: load_dataset(FLORES, code, split="devtest")["text"] for code in languages.values()}
+        return {each: [normalize("NFC", line) for line in found[code]] for each, code in languages.items()}
     if name != udhr.DATASET.name:
         raise TokenariumError(f"no parallel text is named {name!r}: there are {udhr.DATASET.name} and {FLORES}")
     found = udhr.parallel(root, list(languages.values()))
-    return {each: [line for text in found[code] for line in text.split("\n")] for each, code in languages.items()}
+    return {
+        each: [line for text in found[code] for line in normalize("NFC", text).split("\n")]
+        for each, code in languages.items()
+    }
