@@ -13,14 +13,16 @@ import time
 import tomllib
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from queue import Empty
 
 import pytest
-from jupyter_client.manager import KernelManager
+from jupyter_client.manager import AsyncKernelManager, KernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
 
-from tokenarium.run.warm import ColdKernel, client, identity, server
+from tokenarium.run.warm import ColdKernel, client, identity, provisioner, server
 from tokenarium.run.warm.client import WarmProcess
+from tokenarium.run.warm.ready import PromptClient
 
 ROOT = Path(__file__).parents[2]
 NAME, VALUE = "tokenarium-warm", "tokenarium.run.warm.provisioner:WarmProvisioner"
@@ -297,6 +299,72 @@ def test_a_jupyter_server_forks_several_at_once(monkeypatch):
     assert all(isinstance(process, WarmProcess) for process in processes)
     assert len({process.pid for process in processes}) == 3
     assert all(process.returncode is not None for process in processes)
+
+
+def conversation(act):
+    """What `act(manager, client)` gives with an asynchronous manager and its connected client, as in papermill."""
+
+    async def talk():
+        manager = AsyncKernelManager(kernel_name="tokenarium")
+        await manager.start_kernel()
+        client = manager.client()
+        client.start_channels()
+        try:
+            return await act(manager, client)
+        finally:
+            client.stop_channels()
+            if manager.has_kernel:
+                await manager.shutdown_kernel(now=True)
+
+    return asyncio.run(talk())
+
+
+def test_a_ready_kernel_has_said_all_that_it_had_to_say():
+    async def act(manager, client):
+        await client.wait_for_ready(timeout=60)
+        with pytest.raises(Empty):
+            await client.get_iopub_msg(timeout=0.5)
+        with pytest.raises(Empty):
+            await client.get_shell_msg(timeout=0.1)
+        heard = []
+        await client.execute_interactive("print(3)", output_hook=heard.append, timeout=60)
+        return type(client), [each["content"]["text"] for each in heard if each["msg_type"] == "stream"]
+
+    assert conversation(act) == (PromptClient, ["3\n"])
+
+
+def test_a_kernel_that_dies_before_it_is_ready_is_not_waited_for():
+    async def act(manager, client):
+        await manager.signal_kernel(signal.SIGKILL)
+        await client.wait_for_ready(timeout=60)
+
+    with pytest.raises(RuntimeError, match="Kernel died before replying"):
+        conversation(act)
+
+
+def test_a_silent_kernel_is_waited_for_as_long_as_asked():
+    async def act(manager, client):
+        await manager.signal_kernel(signal.SIGSTOP)
+        await client.wait_for_ready(timeout=1)
+
+    with pytest.raises(RuntimeError, match="Kernel didn't respond in 1 seconds"):
+        conversation(act)
+
+
+def test_a_kernel_that_was_asked_to_end_has_ended_or_is_left_to_its_manager(monkeypatch):
+    monkeypatch.setattr(provisioner, "END_SECONDS", 0.2)
+
+    async def act(manager, client):
+        await client.wait_for_ready(timeout=60)
+        await manager.signal_kernel(signal.SIGSTOP)
+        process = manager.provisioner.process
+        await manager.provisioner.shutdown_requested()  # it cannot hear it
+        silent = process.poll()
+        await manager.signal_kernel(signal.SIGCONT)
+        await manager.shutdown_kernel()
+        return silent, process.poll()
+
+    assert conversation(act) == (None, 0)
 
 
 # An ordinary kernel instead

@@ -35,6 +35,10 @@ class WarmProcess:
         self.pid, self.returncode = pid, None
         self._pidfd, self._connection = pidfd, connection
 
+    def fileno(self) -> int:
+        """A descriptor that can be read when the kernel has ended; -1 once the status is known."""
+        return self._pidfd if self.returncode is None else -1
+
     def poll(self) -> int | None:
         """Exit status, -N for signal N; None while it runs; 255 when the fork server died before it could tell."""
         return self.wait(0) if self.returncode is None else self.returncode

@@ -5,15 +5,25 @@ from __future__ import annotations
 import asyncio
 import logging
 import pathlib
-import socket
-from typing import Any
+from typing import Any, Protocol
 
+from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.connect import KernelConnectionInfo
 from jupyter_client.provisioning import LocalProvisioner
 
 from tokenarium.run.warm import ColdKernel, client, identity
+from tokenarium.run.warm.ready import PromptClient
+
+END_SECONDS = 1.0  # within which a kernel that was asked to end mostly has
 
 _log = logging.getLogger(__name__)  # not Jupyter's own, which papermill and scripts leave without a handler
+
+
+class HasFileno(Protocol):
+    """What can be waited for."""
+
+    def fileno(self) -> int:
+        """Its file descriptor."""
 
 
 class WarmProvisioner(LocalProvisioner):
@@ -23,7 +33,9 @@ class WarmProvisioner(LocalProvisioner):
         """Fork a warm kernel, or launch an ordinary one and log why."""
         try:
             connection = client.ask(cmd, **LocalProvisioner._scrub_kwargs(kwargs))
-            await _readable(connection)
+            if not await _readable(connection, client.ANSWER_SECONDS):
+                connection.close()
+                raise ColdKernel(f"the fork server did not answer within {client.ANSWER_SECONDS:.0f} s")
             self.process = client.answer(connection)
         except ColdKernel as reason:
             if not identity.switched_off():
@@ -31,17 +43,24 @@ class WarmProvisioner(LocalProvisioner):
             return await super().launch_kernel(cmd, **kwargs)
         self.pid = self.pgid = self.process.pid  # it leads a session and group of its own
         self.cwd = kwargs.get("cwd", pathlib.Path.cwd())
+        if self.parent.client_factory is AsyncKernelClient:  # nbclient's, and so papermill's
+            self.parent.client_factory = PromptClient
         return self.connection_info
 
+    async def shutdown_requested(self, restart: bool = False) -> None:
+        """See a warm kernel end as soon as it does; its manager looks every 0.1 s, and goes on if it takes longer."""
+        if isinstance(self.process, client.WarmProcess):
+            await _readable(self.process, END_SECONDS)
 
-async def _readable(connection: socket.socket) -> None:
-    """Wait for the answer without holding up the other kernels of a Jupyter server."""
+
+async def _readable(source: HasFileno, seconds: float) -> bool:
+    """Whether `source` can be read within this time. Holds up no other kernel of a Jupyter server."""
     loop, ready = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_reader(connection, ready.set)
+    loop.add_reader(source, ready.set)
     try:
-        await asyncio.wait_for(ready.wait(), client.ANSWER_SECONDS)
+        await asyncio.wait_for(ready.wait(), seconds)
     except TimeoutError:
-        connection.close()
-        raise ColdKernel(f"the fork server did not answer within {client.ANSWER_SECONDS:.0f} s") from None
+        return False
     finally:
-        loop.remove_reader(connection)
+        loop.remove_reader(source)
+    return True
