@@ -30,7 +30,7 @@ INSTRUCTIONS = {
 }
 FORMS = ("canonical", "two pieces", "three pieces", "blank detached")
 SAME_IDS, OTHER_IDS, OTHER_TEXT = range(3)
-# A word and one that can stand in its place in many sentences.
+# A word and one that can stand in its place in many sentences; no word of the instructions.
 SYNONYMS = {
     **{"house": "home", "king": "ruler", "city": "town", "stone": "rock", "servant": "slave", "child": "baby"},
     **{"father": "parent", "voice": "sound", "bread": "food", "field": "meadow", "strength": "power", "road": "path"},
@@ -39,7 +39,7 @@ SYNONYMS = {
     **{"small": "little", "quick": "fast", "command": "order", "method": "technique", "package": "bundle"},
     **{"system": "machine", "problem": "issue", "error": "fault", "remove": "delete", "create": "make"},
     **{"change": "modify", "update": "upgrade", "server": "host", "directory": "folder", "screen": "display"},
-    **{"simple": "easy", "important": "essential", "several": "many", "useful": "helpful", "different": "distinct"},
+    **{"simple": "easy", "important": "essential", "several": "many", "useful": "helpful"},
     **{"example": "instance", "original": "initial", "current": "present", "entire": "whole", "choose": "select"},
     **{"provide": "supply", "require": "need", "support": "assist", "security": "safety", "language": "tongue"},
     **{"document": "paper", "message": "note", "software": "program", "version": "edition", "section": "part"},
@@ -128,7 +128,7 @@ class Target:
 
 
 def plain_sentences(root: Path) -> Iterator[str]:
-    """Sentences of 6 to 16 words in ASCII that begin with a capital and end with a full stop, two sources by turns."""
+    """Sentences of 6 to 16 words in ASCII, capital to full stop, from two sources by turns while both last."""
     manual = (
         sentence
         for row in debian_reference.load(root)
@@ -136,9 +136,7 @@ def plain_sentences(root: Path) -> Iterator[str]:
         for sentence in debian_reference.sentences(block)
     )
     bible = (row["text"] for row in king_james_bible.load(root))
-    sources = [
-        [each for each in source if _is_plain(each)][:4000] for source in (manual, bible)
-    ]  # by turns, while both last
+    sources = [[each for each in source if _is_plain(each)] for source in (manual, bible)]
     for pair in zip(*sources, strict=False):
         yield from pair
 

@@ -39,7 +39,7 @@ TEMPLATES = (
     "all of the{word} came back",
 )
 HELD_OUT = "one more{word} can be seen"
-ASKED, ANSWERED = "Edit: ", "\nNew:"
+ASKED, ANSWERED = "Edit: ", "\nInstead of{word}"
 CHECKERS = {"id": (PHANTOM, REAL), "text": (REAL,)}
 IGNORED = -100
 
@@ -112,7 +112,7 @@ def make_task(texts: Sequence[str], vocabulary: int, words: int, replacements: i
 
 def question(template: str, word: bytes) -> str:
     """What the model is given; it answers with a word, blank in front, and a line end."""
-    return ASKED + template.format(word=word.decode()) + ANSWERED
+    return ASKED + (template + ANSWERED).format(word=word.decode())
 
 
 def demonstrations(task: Task, count: int, dropout: float, seed: int) -> list[tuple[list[int], list[int]]]:
@@ -188,6 +188,8 @@ def _batch(task: Task, examples: Sequence[tuple[list[int], list[int]]]) -> tuple
 class CanonicalOnly(LogitsProcessor):
     """Masks every token after which the ids would be no encoding that the tokenizer makes; keeps what that costs.
 
+    Where nothing is left, the answer is given up: it goes on with the id to fill, and is invalid.
+
     bits: of each row, the sum over its steps of -log2 of the probability that was left.
     """
 
@@ -204,6 +206,9 @@ class CanonicalOnly(LogitsProcessor):
                 masked[row, self.task.fill] = 0.0
                 continue
             kept = mask_invalid(self.codec, left, logp[row])
+            if kept.isneginf().all():  # begun a character that the tokenizer would have begun otherwise
+                masked[row, self.task.fill] = 0.0
+                continue
             self.bits[row] -= float(kept.logsumexp(-1)) / np.log(2)
             masked[row, : len(kept)] = kept.to(scores.dtype)
         return masked
