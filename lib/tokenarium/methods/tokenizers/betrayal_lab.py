@@ -73,7 +73,7 @@ class Speaker:
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def open_speaker(name: str, root: Path) -> Speaker:
+def open_speaker(name: str, root: Path, device: str = "cpu") -> Speaker:
     """A model of the suite (models/<name>), of the hub, or "random-<n>": an untrained Llama with a BPE of n tokens.
 
     The random one learns its merges from the sentences; it stands in where only the wiring is tried.
@@ -96,10 +96,10 @@ def open_speaker(name: str, root: Path) -> Speaker:
         return Speaker(model, trained.tokenizer(), list(trained.vocabulary), "", "\nAnswer:\n", None)
     place = root / "models" / name
     if place.is_dir():
-        tokenizer, model = language.load(place)
+        tokenizer, model = language.load(place, device)
     else:
         tokenizer = AutoTokenizer.from_pretrained(name)
-        model = AutoModelForCausalLM.from_pretrained(name, dtype="auto").eval()
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).to(device).eval()
     messages = [{"role": "user", "content": "\0"}]
     whole = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     turn, reply = whole.split("\0")

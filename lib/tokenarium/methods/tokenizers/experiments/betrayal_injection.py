@@ -12,7 +12,7 @@ from tokenarium.study.experiments import Experiment
 def run(experiment: Experiment) -> None:
     """Parts "targets" and "<instruction>-<number>" for each target: masses (forms, 3), segmentations (forms, S)."""
     p = experiment.parameters
-    speaker = lab.open_speaker(p.model, experiment.root)
+    speaker = lab.open_speaker(p.model, experiment.root, p.device)
     ends = ends_a_word(speaker.token_bytes)
     targets = lab.targets(speaker, experiment.root, p.words)
     experiment.record("targets", lambda: [_described(target, speaker) for target in targets])

@@ -14,7 +14,7 @@ DECODING = ("greedy", "sampled")
 def run(experiment: Experiment) -> None:
     """Parts "answers-<instruction>-<decoding>" (a list of trials) and "gap-<number>" for each of `gap_words` words."""
     p, seed = experiment.parameters, experiment.seeds[0]
-    speaker = lab.open_speaker(p.model, experiment.root)
+    speaker = lab.open_speaker(p.model, experiment.root, p.device)
     targets = lab.targets(speaker, experiment.root, p.words)
     for instruction in lab.INSTRUCTIONS:
         for decoding in DECODING:
