@@ -91,18 +91,34 @@ def test_answers_of_a_batch_are_those_of_each_prompt_alone(speaker, target):
 
 
 @pytest.fixture(scope="module")
-def task():
-    return training.make_task(TEXTS * 3, 420, 6, 2, 3, seed=1)
+def tokenizer():
+    made = bpe.train(TEXTS * 3, 420).tokenizer()
+    made.add_special_tokens(["<fill>"])
+    return made
 
 
-def test_half_of_the_words_have_replacements_and_none_is_the_word_itself(task):
+@pytest.fixture(scope="module")
+def task(tokenizer):
+    return training.make_task(tokenizer, tokenizer.token_to_id("<fill>"), 6, 2, 5, 3, seed=1)
+
+
+def new_model(task):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    config = LlamaConfig(vocab_size=len(task.token_bytes), **shape, bos_token_id=None, eos_token_id=None)
+    return LlamaForCausalLM(config)
+
+
+def test_half_of_the_words_have_replacements_and_none_is_the_word_itself(task, tokenizer):
     assert sorted(len(each) for each in task.allowed.values()) == [0, 0, 0, 2, 2, 2]
     for word, allowed in task.allowed.items():
         assert word not in allowed
         assert set(allowed) <= set(task.words)
         assert len(task.encode(word.decode())) == 1
     with pytest.raises(ValueError, match="are asked for"):
-        training.make_task(TEXTS, 420, 5000, 2, 3, seed=1)
+        training.make_task(tokenizer, task.fill, 5000, 2, 5, 3, seed=1)
 
 
 def test_demonstrations_spell_an_allowed_answer_and_dropout_changes_the_ids_alone(task):
@@ -120,7 +136,7 @@ def test_demonstrations_spell_an_allowed_answer_and_dropout_changes_the_ids_alon
 
 
 def test_answers_end_at_the_line_end_and_the_mask_leaves_no_phantom(task):
-    model = training.new_model(task, 1, 16, 0)
+    model = new_model(task)
     training.train(model, task, training.demonstrations(task, 50, 0.3, 0), 25, 8, 0.01, 0)
     free = training.measured(model, task, 5, 6, 5)
     assert sum(sum(each.values()) for each in free["outcomes"].values()) == 30
@@ -156,9 +172,23 @@ def test_a_checker_keeps_the_first_answer_that_it_takes_for_an_edit(task, monkey
     assert [answer for _, answer in chosen][-1] == [index[first], task.line_end]
 
 
+def test_an_answer_with_a_special_token_or_without_an_end_is_none(task):
+    class Says:
+        device = torch.device("cpu")
+
+        def generate(self, ids, **_):
+            rows = [[1, 2, end, fill], [1, fill, end, fill], [1, 2, 1, 2]]
+            return torch.cat([ids, torch.tensor(rows)], dim=1)
+
+    end, fill = task.line_end, task.fill
+    answers, _ = training.draw_answers(Says(), task, ["a", "b", "c"], 4, 0)
+    assert answers == [[1, 2], [], []]
+    assert training.judged(task, task.words[0], []) == ("invalid", None)
+
+
 def test_training_lowers_the_loss_and_repeats_exactly(task):
     shown = training.demonstrations(task, 100, 0.05, 0)
-    losses = [training.train(training.new_model(task, 1, 16, 0), task, shown, 40, 8, 0.01, 0) for _ in range(2)]
+    losses = [training.train(new_model(task), task, shown, 40, 8, 0.01, 0) for _ in range(2)]
     assert losses[0] == losses[1]
     assert np.mean(losses[0][-5:]) < np.mean(losses[0][:5]) - 1
 

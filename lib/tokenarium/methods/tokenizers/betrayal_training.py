@@ -1,7 +1,7 @@
 """Self-training on a task of replacing words: what a filter that compares ids breeds, and one that compares text.
 
-A small Llama learns to answer with another word where a word has allowed replacements, and with the word itself where
-it has none. Then it is trained on its own answers, the ones that a checker takes for edits.
+A small language model learns to answer with another word where a word has allowed replacements, and with the word
+itself where it has none. Then it is trained on its own answers, the ones that a checker takes for edits.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -20,8 +21,6 @@ from transformers import LogitsProcessor
 
 from tokenarium.methods.tokenizers import bpe
 from tokenarium.methods.tokenizers.tokenizer_betrayal import (
-    COPY,
-    INVALID,
     PHANTOM,
     REAL,
     classify_slot,
@@ -46,10 +45,14 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Task:
-    """The tokenizer, its merges, the words with their blanks, and the allowed replacements of each (none: hard)."""
+    """The tokenizer, its merges, the words with their blanks, and the allowed replacements of each (none: hard).
+
+    token_bytes: what each id stands for, empty for special tokens. fill: the id of one of these, behind short rows.
+    """
 
     tokenizer: Tokenizer
     token_bytes: list[bytes]
+    fill: int
     ranks: dict[tuple[bytes, bytes], int]
     allowed: dict[bytes, tuple[bytes, ...]]
 
@@ -57,18 +60,14 @@ class Task:
     def words(self) -> list[bytes]:
         return list(self.allowed)
 
-    @property
-    def size(self) -> int:
-        """Ids of the model: the vocabulary and one to fill."""
-        return len(self.token_bytes) + 1
-
-    @property
-    def fill(self) -> int:
-        return len(self.token_bytes)
+    @cached_property
+    def ids(self) -> dict[bytes, int]:
+        """Bytes -> the lowest id that stands for them."""
+        return _ids(self.token_bytes)
 
     @property
     def line_end(self) -> int:
-        return self.token_bytes.index(b"\n")
+        return self.ids[b"\n"]
 
     def encode(self, text: str) -> list[int]:
         """The canonical ids."""
@@ -76,38 +75,45 @@ class Task:
 
     def encode_with_dropout(self, text: str, p: float, draw: random.Random) -> list[int]:
         """Ids under BPE-dropout, word by word."""
-        index = {each: place for place, each in reversed(list(enumerate(self.token_bytes)))}
         words = [bpe.from_characters(word) for word, _ in self.tokenizer.pre_tokenizer.pre_tokenize_str(text)]
-        return [index[piece] for word in words for piece in dropout_encode(word, self.ranks, p, draw)]
+        return [self.ids[piece] for word in words for piece in dropout_encode(word, self.ranks, p, draw)]
 
 
-def make_task(texts: Sequence[str], vocabulary: int, words: int, replacements: int, least: int, seed: int) -> Task:
-    """A BPE of the texts, and `words` of its first learnt words; a random half of them has `replacements` others.
+def make_task(
+    tokenizer: Tokenizer, fill: int, words: int, replacements: int, letters: int, least: int, seed: int
+) -> Task:
+    """`words` of the first words of a byte-level BPE; a random half of them has `replacements` others.
 
-    A word is a blank and five or more letters in one token, with at least `least` other segmentations of up to four
-    pieces. Raises ValueError where the vocabulary has too few of them.
+    A word is a blank and at least so many ASCII `letters` in one token, with at least `least` other segmentations of
+    up to four pieces. fill: the id of a special token. Raises ValueError where the vocabulary has too few words.
     """
-    trained = bpe.train(texts, vocabulary)
-    index = {each: place for place, each in enumerate(trained.vocabulary)}
-    found = [
-        each
-        for each in trained.vocabulary
-        if each[:1] == b" "
-        and len(each) > 5
-        and each[1:].isalpha()
-        and len(enumerate_segmentations(each, index)) > least
+    special = {index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    token_bytes = [
+        b"" if index in special else bpe.from_characters(tokenizer.id_to_token(index))
+        for index in range(tokenizer.get_vocab_size())
     ]
-    if len(found) < words:
-        raise ValueError(f"the vocabulary has {len(found)} words of one token, {words} are asked for")
+    vocabulary = _ids(token_bytes)
+    lexicon: list[bytes] = []
+    for each in token_bytes:
+        plain = each[:1] == b" " and len(each) > letters and each[1:].isalpha()
+        if plain and len(enumerate_segmentations(each, vocabulary)) > least:
+            lexicon.append(each)
+        if len(lexicon) == words:
+            break
+    if len(lexicon) < words:
+        raise ValueError(f"the vocabulary has {len(lexicon)} words of one token, {words} are asked for")
     draw = random.Random(seed)
-    lexicon = found[:words]
     free = set(draw.sample(lexicon, words // 2))
     allowed = {
         word: tuple(draw.sample([each for each in lexicon if each != word], replacements)) if word in free else ()
         for word in lexicon
     }
-    ranks = {pair: rank for rank, pair in enumerate(trained.merges)}
-    return Task(trained.tokenizer(), trained.vocabulary, ranks, allowed)
+    ranks = {pair: rank for rank, pair in enumerate(bpe.merges_of(tokenizer))}
+    return Task(tokenizer, token_bytes, fill, ranks, allowed)
+
+
+def _ids(token_bytes: Sequence[bytes]) -> dict[bytes, int]:
+    return {each: index for index, each in reversed(list(enumerate(token_bytes))) if each}
 
 
 def question(template: str, word: bytes) -> str:
@@ -127,26 +133,6 @@ def demonstrations(task: Task, count: int, dropout: float, seed: int) -> list[tu
     return made
 
 
-def new_model(task: Task, layers: int, width: int, seed: int) -> torch.nn.Module:
-    """An untrained Llama with tied embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=task.size,
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=layers,
-        num_attention_heads=4,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        pad_token_id=task.fill,
-        bos_token_id=None,
-        eos_token_id=task.line_end,
-    )
-    return LlamaForCausalLM(config)
-
-
 def train(
     model: torch.nn.Module,
     task: Task,
@@ -164,6 +150,7 @@ def train(
     model.train()
     for _ in range(steps):
         ids, labels = _batch(task, draw.choices(examples, k=batch_size))
+        ids, labels = ids.to(model.device), labels.to(model.device)
         loss = model(ids, attention_mask=(ids != task.fill).long(), labels=labels).loss
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
@@ -188,37 +175,41 @@ def _batch(task: Task, examples: Sequence[tuple[list[int], list[int]]]) -> tuple
 class CanonicalOnly(LogitsProcessor):
     """Masks every token after which the ids would be no encoding that the tokenizer makes; keeps what that costs.
 
-    Where nothing is left, the answer is given up: it goes on with the id to fill, and is invalid.
+    Special tokens are masked too. Where nothing is left, the answer is given up: it goes on with the id to fill, and is
+    invalid.
 
     bits: of each row, the sum over its steps of -log2 of the probability that was left.
     """
 
     def __init__(self, codec: Codec, rows: int, task: Task):
         self.codec, self.task = codec, task
+        self.special = torch.tensor([not each for each in task.token_bytes])
         self.bits = np.zeros(rows)
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        logp = scores.double().log_softmax(-1)[:, : len(self.codec)]
-        masked = torch.full_like(scores, -torch.inf)
+        logp = scores.double().log_softmax(-1).cpu()
+        masked = torch.full_like(logp, -torch.inf)
         for row, ids in enumerate(input_ids.tolist()):
             left = [index for index in ids if index != self.task.fill]
             if left[-1] == self.task.line_end:  # this answer has ended
                 masked[row, self.task.fill] = 0.0
                 continue
-            kept = mask_invalid(self.codec, left, logp[row])
+            kept = mask_invalid(self.codec, left, logp[row]).masked_fill(self.special, -torch.inf)
             if kept.isneginf().all():  # begun a character that the tokenizer would have begun otherwise
                 masked[row, self.task.fill] = 0.0
                 continue
             self.bits[row] -= float(kept.logsumexp(-1)) / np.log(2)
-            masked[row, : len(kept)] = kept.to(scores.dtype)
-        return masked
+            masked[row] = kept
+        return masked.to(scores)
 
 
 @torch.inference_mode()
 def draw_answers(
     model: torch.nn.Module, task: Task, questions: Sequence[str], most: int, seed: int, codec: Codec | None = None
 ) -> tuple[list[list[int]], np.ndarray]:
-    """One answer at temperature 1 to each question: ids up to the line end, which is left out; [] where none came.
+    """One answer at temperature 1 to each question: ids up to the line end, which is left out.
+
+    [] where no line end or a special token came.
 
     codec: keeps to canonical encodings, see `CanonicalOnly`, whose bits come second (zeros without it).
     """
@@ -229,6 +220,7 @@ def draw_answers(
         ids[row, longest - len(each) :] = torch.tensor(each)
     torch.manual_seed(seed)
     mask = CanonicalOnly(codec, len(asked), task) if codec else None
+    ids = ids.to(model.device)
     made = model.generate(
         ids,
         attention_mask=(ids != task.fill).long(),
@@ -242,13 +234,13 @@ def draw_answers(
         logits_processor=[mask] if mask else [],
     )[:, longest:].tolist()
     answers = [row[: row.index(task.line_end)] if task.line_end in row else [] for row in made]
-    answers = [[] if task.fill in row else row for row in answers]
+    answers = [row if all(task.token_bytes[index] for index in row) else [] for row in answers]
     return answers, mask.bits if mask else np.zeros(len(asked))
 
 
 def judged(task: Task, word: bytes, answer: Sequence[int]) -> tuple[str, str | None]:
     """Outcome and artifact of an answer; the input is the word's one token."""
-    return classify_slot([task.token_bytes.index(word)], answer, task.token_bytes)
+    return classify_slot([task.ids[word]], answer, task.token_bytes)
 
 
 def judged_anew(task: Task, word: bytes, answer: Sequence[int]) -> str:
@@ -295,16 +287,3 @@ def measured(
         "artifacts": dict(artifacts),
         "bits": float(bits.mean()),
     }
-
-
-def illusion_rate(outcomes: dict[str, dict[str, int]]) -> tuple[int, int]:
-    """(phantoms, phantoms + real edits) over both groups."""
-    total: Counter[str] = Counter()
-    for counts in outcomes.values():
-        total.update(counts)
-    return total[PHANTOM], total[PHANTOM] + total[REAL]
-
-
-def real_rate(outcomes: dict[str, int]) -> tuple[int, int]:
-    """(real edits, slots)."""
-    return outcomes.get(REAL, 0), sum(outcomes.get(each, 0) for each in (COPY, PHANTOM, REAL, INVALID))

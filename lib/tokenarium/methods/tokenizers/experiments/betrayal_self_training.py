@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import copy
 
-from tokenarium.data import debian_reference
 from tokenarium.methods.tokenizers import betrayal_training as training
 from tokenarium.methods.tokenizers.valid_encodings import Codec
+from tokenarium.models import language
 from tokenarium.study.experiments import Experiment
 
 
@@ -18,9 +18,10 @@ def run(experiment: Experiment) -> None:
 
 def _one(experiment, seed):
     p = experiment.parameters
-    texts = [row["text"] for row in debian_reference.load(experiment.root)]
-    task = training.make_task(texts, p.vocabulary, p.words, p.replacements, p.least, seed)
-    model = training.new_model(task, p.layers, p.width, seed)
+    tokenizer, model = language.load(experiment.root / "models" / p.model, p.device)
+    task = training.make_task(
+        tokenizer.backend_tokenizer, tokenizer.pad_token_id, p.words, p.replacements, p.letters, p.least, seed
+    )
     shown = training.demonstrations(task, p.demonstrations, p.dropout, seed)
     losses = training.train(model, task, shown, p.steps, p.batch_size, p.learning_rate, seed)
     start = training.measured(model, task, p.repeats, p.most_tokens, seed)
