@@ -2,23 +2,26 @@
 
 Nearly all work of a pursuit is the product of the residuals with all points. Computed in bfloat16 it costs a fraction
 on processors that multiply it faster than float32, and its error has a bound: |<r, a> - <r', a'>| <= |r - r'| |a| +
-|r'| |a - a'|. Points that come within twice that bound of the largest product, two or three as a rule, are compared in
-full precision. So the choice is that of `omp_transplant`, but for points that its own rounding cannot tell apart.
+|r'| |a - a'|. The few points that come within twice that bound of the largest product are compared in full precision.
+So the choice is that of `omp_transplant`, but for points that its own rounding cannot tell apart. The least squares
+over the chosen points go by the Cholesky factor of their Gram matrix, in float64, in place of a basis of long vectors.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenarium.methods.tokenizers.omp_transplant import REORTHOGONALISE, Path
 
 FOLDS = 16  # points share a place when the largest product is sought
+MOST_WITH_GRAM = 16_384  # points whose Gram matrix is kept, 1 GB in float32
 AT_ONCE = 16384  # candidates compared in full precision at a time
 ROUNDING = 2.0**-8  # of bfloat16, relative
 
 
-def solve(targets: Tensor, points: Tensor, k: int, chunk: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+def solve(targets: Tensor, points: Tensor, k: int, chunk: int = 512) -> tuple[Tensor, Tensor, Tensor]:
     """What `omp_transplant.solve` returns, with its arguments: indices (U, k), coefficients (U, k), residuals (U, k).
 
     Raises ValueError unless 1 <= k <= min(N, D, 256).
@@ -45,7 +48,20 @@ class Screen:
         half = points.bfloat16()
         self._error = (points - half.to(points)).norm(dim=1).max() if len(points) else points.new_zeros(())
         self._norm = points.norm(dim=1).max() if len(points) else points.new_zeros(())
+        self._gram = self.points @ self.points.T if len(points) <= MOST_WITH_GRAM else None
         self._half = torch.cat([half, half.new_zeros(FOLDS * self.places - len(points), points.shape[1])])
+
+    def gram(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Inner products of the points `rows` (B, t) with the point `columns` (B,), float64: (B, t)."""
+        if self._gram is not None:
+            return self._gram[rows, columns[:, None]].double()
+        return torch.einsum("btd,bd->bt", self.points[rows].double(), self.points[columns].double())
+
+    def combined(self, indices: Tensor, weights: Tensor) -> Tensor:
+        """sum_i weights[b, i] points[indices[b, i]], (B, D): the rows are read once and written nowhere."""
+        return F.embedding_bag(
+            indices.contiguous(), self.points, per_sample_weights=weights.to(self.points), mode="sum"
+        )
 
     def best(self, residuals: Tensor, taken: Tensor) -> Tensor:
         """For each residual (B, D) the point with the largest |inner product|, the first of equals: (B,) int64.
@@ -53,10 +69,7 @@ class Screen:
         taken: (B, t) int64, the points that are out.
         """
         half = residuals.bfloat16()
-        products = (half @ self._half.T).abs_()
-        products.scatter_(1, taken, -1.0)
-        products[:, len(self.points) :] = -1.0
-        by_place = products.view(len(residuals), FOLDS, self.places)
+        by_place = (half @ self._half.T).abs_().view(len(residuals), FOLDS, self.places)
         largest, folds = by_place, FOLDS
         while folds > 1:  # elementwise maxima are much faster here than a reduction or a sort
             folds //= 2
@@ -65,7 +78,16 @@ class Screen:
         least = self._least(residuals, half, largest.amax(dim=1))
         rows, places = (largest >= least[:, None]).nonzero(as_tuple=True)
         found, folds = (by_place[rows, :, places].to(residuals) >= least[rows, None]).nonzero(as_tuple=True)
-        return self._first_of_largest(residuals, rows[found], places[found] + self.places * folds)
+        rows, indices = rows[found], places[found] + self.places * folds
+        out = (indices[:, None] == taken[rows]).any(dim=1)
+        free = ~out & (indices < len(self.points))
+        best = self._first_of_largest(residuals, rows[free], indices[free])
+        # Taken points are orthogonal to a residual: they come near the largest only where next to nothing is left.
+        if out.any():
+            hidden = rows[out].unique()
+            products = (residuals[hidden] @ self.points.T).abs_()
+            best[hidden] = products.scatter_(1, taken[hidden], -1.0).argmax(dim=1)
+        return best
 
     def _least(self, residuals: Tensor, half: Tensor, largest: Tensor) -> Tensor:
         """(B,): a point whose half-precision product lies below cannot win."""
@@ -91,25 +113,30 @@ def _pursue(targets: Tensor, screen: Screen, k: int, eps: float = 1e-8) -> Path:
     most = min(*screen.points.shape, REORTHOGONALISE)
     if not 1 <= k <= most:
         raise ValueError(f"k must be between 1 and {most}, got {k}")
-    size, dim = targets.shape
-    basis, triangle = targets.new_zeros(size, k, dim), targets.new_zeros(size, k, k)
+    size = len(targets)
+    exact = {"dtype": torch.float64, "device": targets.device}
     indices = torch.zeros(size, k, dtype=torch.int64, device=targets.device)
-    projections = targets.new_zeros(size, k)
+    # The chosen points' Gram matrix is R^T R; `inverse` holds R^-T row by row, so that no step solves a system.
+    triangle, inverse = torch.zeros(size, k, k, **exact), torch.zeros(size, k, k, **exact)
+    projections, weights = torch.zeros(size, k, **exact), torch.zeros(size, k, **exact)
     residual = targets
     for step in range(k):
-        indices[:, step] = screen.best(residual, indices[:, :step])
-        atom = screen.points.index_select(0, indices[:, step])
-        known = basis[:, :step]
-        along = torch.bmm(atom[:, None], known.mT)  # as one row each: columns take ten times as long
-        atom -= torch.bmm(along, known)[:, 0]
-        norm = atom.norm(dim=1, keepdim=True).clamp(min=eps)
-        atom /= norm
-        basis[:, step] = atom
-        triangle[:, :step, step], triangle[:, step, step] = along[:, 0], norm[:, 0]
-        projection = (atom * targets).sum(dim=1, keepdim=True)
+        chosen = screen.best(residual, indices[:, :step])
+        atom = screen.points.index_select(0, chosen)
+        known = inverse[:, :step, :step]
+        along = torch.bmm(screen.gram(indices[:, :step], chosen)[:, None], known.mT)
+        left = atom.square().sum(dim=1).double() - along.square().sum(dim=(1, 2))
+        norm = left.clamp(min=eps**2).sqrt()[:, None]
+        row = torch.cat([-torch.bmm(along, known)[:, 0], norm.new_ones(size, 1)], dim=1) / norm
+        along = along[:, 0]
+        inner = (atom * targets).sum(dim=1, keepdim=True).double()
+        projection = (inner - (along * projections[:, :step]).sum(dim=1, keepdim=True)) / norm
+        indices[:, step], inverse[:, step, : step + 1] = chosen, row
+        triangle[:, :step, step], triangle[:, step, step] = along, norm[:, 0]
         projections[:, step] = projection[:, 0]
-        residual = torch.addcmul(residual, projection, atom, value=-1)
-    return Path(indices, triangle, projections, targets.norm(dim=1))
+        weights[:, : step + 1].addcmul_(row, projection)
+        residual = targets - screen.combined(indices[:, : step + 1], weights[:, : step + 1])
+    return Path(indices, triangle.to(targets), projections.to(targets), targets.norm(dim=1))
 
 
 def _alike(targets: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
