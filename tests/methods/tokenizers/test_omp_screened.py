@@ -1,4 +1,4 @@
-"""The screened pursuit chooses what the plain one does: against it, against a slow loop, and where rounding is worst."""
+"""The screened pursuit chooses what the plain one does, and what a slow loop does, also where rounding is worst."""
 
 import numpy as np
 import pytest
@@ -74,7 +74,9 @@ def test_points_are_not_normalised_and_nothing_is_centred():
     points = draw(9, 4) + 100
     path = screened.pursue(2 * points[5:6], points, 1)
     place = path.indices.item()
-    assert path.coefficients().item() == pytest.approx(float(2 * points[5] @ points[place] / points[place].square().sum()))
+    assert path.coefficients().item() == pytest.approx(
+        float(2 * points[5] @ points[place] / points[place].square().sum())
+    )
 
 
 def test_the_first_of_equal_points_wins_whatever_the_sign():

@@ -324,7 +324,7 @@ def _pooled_seeds(arms: Mapping[str, Bits]) -> dict[str, Bits]:
 
 
 def _check_same(what: str, one: Mapping[str, Bits] | None, other: Mapping[str, Bits]) -> None:
-    for text in set(one or ()) & set(other):
+    for text in sorted(set(one or ()) & set(other)):
         if one[text].shape != other[text].shape or np.abs(one[text] - other[text]).max() > SAME:
             raise TokenariumError(f"{what} gives other bits on {text} than another experiment: rerun both")
 
