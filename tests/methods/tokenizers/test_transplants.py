@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 from tokenarium.errors import TokenariumError
 from tokenarium.methods.tokenizers import bpe, omp_transplant, swaplab, transplants
 from tokenarium.methods.tokenizers import tokenadapt_lab as lab
-from tokenarium.methods.tokenizers.experiments.transplant_arms import Maker, occurring
+from tokenarium.methods.tokenizers.experiments.transplant_arms import Maker, occurring, stopped
 
 GROUPS = np.array(["one"] * 6 + ["two"] * 6)
 BYTES = np.full(12, 256)
@@ -163,6 +163,7 @@ def maker():
 def test_omp_mixes_old_rows_by_the_pursuit_in_the_encoder_s_space(maker):
     new, old, rows = maker._space("encoder")
     torch.testing.assert_close(new.norm(dim=1), torch.ones(len(new)))
+    assert len(old.unique(dim=0)) == len(old) < len(maker.old_rows)  # old tokens with the same features are one point
     indices, coefficients = omp_transplant.batch_omp(new, old, 3)
     expected = sum(coefficients[:, [each]] * rows[indices[:, each]] for each in range(3))
     torch.testing.assert_close(maker.rows({"kind": "omp", "space": "encoder", "k": 3}), expected)
@@ -171,6 +172,26 @@ def test_omp_mixes_old_rows_by_the_pursuit_in_the_encoder_s_space(maker):
         maker.rows({"kind": "omp", "space": "encoder", "k": 3}), expected
     )  # from the longer path
     assert not torch.allclose(longer, expected)
+
+
+def test_old_tokens_that_the_encoder_cannot_tell_apart_share_their_mean_row(maker):
+    _, old, rows = maker._space("encoder")
+    features = torch.nn.functional.normalize(torch.from_numpy(maker.lab_rows.phi_old), dim=1)
+    for point, row in zip(old, rows, strict=True):
+        alike = (features - point).abs().amax(dim=1) < 1e-6
+        torch.testing.assert_close(row, maker.old_rows[alike].mean(dim=0))
+
+
+def test_a_pursuit_stops_where_nothing_is_left():
+    points = torch.nn.functional.normalize(torch.randn(30, 8, generator=torch.Generator().manual_seed(0)), dim=1)
+    targets = torch.stack([points[4], points[4] + 0.5 * points[9], points.sum(dim=0)])
+    path = omp_transplant.pursue(targets, points, 6)
+    found = stopped(path, 6)
+    assert (found[0] != 0).tolist() == [True] + [False] * 5
+    assert found[0, 0] == pytest.approx(1)
+    torch.testing.assert_close(found[2], path.coefficients()[2])
+    torch.testing.assert_close(omp_transplant.combine(path.indices, found, points)[:2], targets[:2], atol=2e-3, rtol=0)
+    assert stopped(path, 1).shape == (3, 1)
 
 
 def test_rows_of_a_donor_are_those_of_new_and_shared_tokens(maker):

@@ -17,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
+from torch.nn import functional as F
 
 from tokenarium.data.tokenizers import token_bytes
 from tokenarium.methods.tokenizers import omp_transplant, swaplab, vocab_expansion
 from tokenarium.methods.tokenizers import tokenadapt_lab as lab
 from tokenarium.study.experiments import Experiment
 
+LEFT = 1e-3  # of a target's length; below it a residual is rounding
 DONOR_DIM = 24  # of the random rows that stand for a donor's at profile smoke
 
 
@@ -111,7 +113,7 @@ class Maker:
             return torch.from_numpy(self.focus[0]).to(self.old_rows)
         if kind == "omp":
             path, rows = self._path(arm["space"], arm["k"]), self._space(arm["space"])[2]
-            return omp_transplant.combine(path.indices[:, : arm["k"]], path.coefficients(arm["k"]), rows)
+            return omp_transplant.combine(path.indices[:, : arm["k"]], stopped(path, arm["k"]), rows)
         if kind == "neighbours":
             return swaplab.nearest(*self._space(arm["space"]), arm["k"])
         if kind == "linear":
@@ -170,11 +172,16 @@ class Maker:
             return self._donor
         if space != "encoder":
             raise ValueError(f"a space is 'encoder' or 'donor', got {space!r}")
-        new, old = (
-            torch.nn.functional.normalize(torch.from_numpy(each), dim=1)
-            for each in (self.lab_rows.phi_new, self.lab_rows.phi_old)
-        )
-        return new, old, self.old_rows
+        return self._encoder
+
+    @cached_property
+    def _encoder(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Unit features. Old tokens that the encoder cannot tell apart are one point, with the mean of their rows."""
+        new, old = (torch.from_numpy(each) for each in (self.lab_rows.phi_new, self.lab_rows.phi_old))
+        points, owners, counts = torch.unique(old, dim=0, return_inverse=True, return_counts=True)
+        sums = self.old_rows.new_zeros(len(points), self.old_rows.shape[1], dtype=torch.float64)
+        rows = sums.index_add_(0, owners, self.old_rows.double()) / counts[:, None]
+        return F.normalize(new, dim=1), F.normalize(points, dim=1), rows.to(self.old_rows)
 
     @cached_property
     def _donor(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -189,6 +196,21 @@ class Maker:
             with safe_open(self.root / self.donor / "model.safetensors", "pt") as file:
                 matrix = file.get_tensor("model.embed_tokens.weight").float()
         return matrix[self.target.fresh], matrix[shared_new], self.old_rows[shared_old]
+
+
+def stopped(path: omp_transplant.Path, k: int) -> Tensor:
+    """Coefficients (U, k) of a pursuit that stops where nothing is left to describe; 0 from there on.
+
+    The encoder gives some new tokens the very features of an old one, which one point describes to the last bit.
+    """
+    left = path.residuals()[:, : k - 1]
+    steps = 1 + (left > LEFT).long().cumprod(dim=1).sum(dim=1)
+    made = path.projections.new_zeros(len(steps), k)
+    for count in steps.unique().tolist():
+        held = steps == count
+        parts = (each[held] for each in (path.indices, path.triangle, path.projections, path.norms))
+        made[held, :count] = omp_transplant.Path(*parts).coefficients(count)
+    return made
 
 
 def occurring(texts: list[list[int]]) -> NDArray[np.int64]:
