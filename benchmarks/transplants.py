@@ -39,7 +39,7 @@ def forget(maker: Maker) -> None:
     """Drop what the maker keeps from one arm to the next, but for the donor's rows, which are read from disk."""
     maker._paths.clear()
     maker.lab_rows._near = None
-    for name in ("focus", "pooled"):
+    for name in ("focus", "pooled", "_encoder"):
         maker.__dict__.pop(name, None)
 
 

@@ -52,17 +52,27 @@ NAMES = {
     "procrustes": "Procrustes, donor",
     "permuted": "OMP, donor, permuted",
 }
-COLOURS = {
-    "normal": "#999999",
-    "mean row": "#000000",
-    "mean of pieces": "#009E73",
-    "Align": "#56B4E9",
-    "FOCUS-like": "#E69F00",
-    "TokenAdapt": "#CC79A7",
-    "TokenAdapt, local": "#CC79A7",
-    "TokenAdapt, global": "#CC79A7",
-    "OMP, encoder": "#D55E00",
-    "OMP, donor": "#D55E00",
+STYLES = {  # colour and marker
+    "normal": ("#999999", "x"),
+    "mean row": ("#000000", "x"),
+    "mean of pieces": ("#009E73", "o"),
+    "Align": ("#56B4E9", "o"),
+    "Merge": ("#0072B2", "o"),
+    "Align, shuffled": ("#999999", "o"),
+    "FOCUS-like": ("#E69F00", "o"),
+    "TokenAdapt": ("#CC79A7", "o"),
+    "TokenAdapt, local": ("#CC79A7", "<"),
+    "TokenAdapt, global": ("#CC79A7", ">"),
+    "TokenAdapt, shuffled": ("#999999", ">"),
+    "OMP, encoder": ("#D55E00", "o"),
+    "OMP, donor": ("#D55E00", "s"),
+    "neighbours, donor": ("#0072B2", "s"),
+    "linear map, donor": ("#56B4E9", "s"),
+    "hypernet": ("#D55E00", "D"),
+    "FVT": ("#009E73", "o"),
+    "copy + random": ("#56B4E9", "x"),
+    "global mean": ("#000000", "x"),
+    "shuffled forms": ("#999999", "D"),
 }
 
 
