@@ -1,8 +1,8 @@
 """The arms that the arena of transplants lacks: TokenAdapt's targets and texts, the other papers' rows.
 
 Parts: "<target>.<arm>" (text -> bits of every token, as the experiments of TokenAdapt have them) and "about" (how many
-old rows make up a new one, target -> arm -> mean; how many tokens get a new row, and how many of those and of the shared
-ones the pool of text has).
+old rows make up a new one, target -> arm -> mean; how many tokens get a new row, and how many of those and of the
+shared ones the pool of text has).
 """
 
 from __future__ import annotations
