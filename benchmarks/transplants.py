@@ -27,7 +27,7 @@ from tokenarium.study.provenance import provenance
 
 PLACE = Path("benchmarks", "transplant-seconds.csv")
 REPEATS = 3
-LONG = 5.0  # seconds; what takes longer is timed once
+LONG = 2.0  # seconds; what takes longer is timed once
 STRINGS = 1000  # whose features are timed
 DEFAULT = {"kind": "adapt", "tau": 0.30001, "lam": 0.3, "k": 3}
 TOKENADAPT = {"retok": {"kind": "retok"}, "align": {"kind": "align"}, "hybrid": DEFAULT} | {
