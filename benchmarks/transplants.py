@@ -1,7 +1,7 @@
 """How long each initialisation takes to make the rows of arena@transplant: `python -m benchmarks.transplants --save`.
 
 The arena shows these seconds beside the bits. They are a measurement of one machine at one time, so they stand in a
-file of their own, benchmarks/transplant-seconds.csv, and no verdict rests on them. Timed are the rows alone: models,
+file of their own, lib/tokenarium/methods/tokenizers/transplant_seconds.csv, and no verdict rests on them. Timed are the rows alone: models,
 tokenizers and texts are open, and nothing of an earlier arm is kept. What the arms that need features of strings have
 to make first is a line of its own, from a sample of the strings.
 """
@@ -25,7 +25,7 @@ from tokenarium.study.experiments import open_results
 from tokenarium.study.parameters import load_params, project_root, study_parameters
 from tokenarium.study.provenance import provenance
 
-PLACE = Path("benchmarks", "transplant-seconds.csv")
+PLACE = Path("lib", "tokenarium", "methods", "tokenizers", "transplant_seconds.csv")
 REPEATS = 3
 LONG = 2.0  # seconds; what takes longer is timed once
 STRINGS = 1000  # whose features are timed

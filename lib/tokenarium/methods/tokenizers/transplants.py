@@ -26,7 +26,7 @@ BLOCK = 256
 FLIPS = 10_000
 SAME = 1e-3  # bits of a token between two runs of the same arm
 EVALUATIONS = "evaluations/tokenizers/omp-transplant/results.safetensors"
-SECONDS = "benchmarks/transplant-seconds.csv"
+SECONDS = "lib/tokenarium/methods/tokenizers/transplant_seconds.csv"
 Bits = NDArray[np.float64]
 
 # What the experiments call an arm, and what it is called here.
