@@ -1,9 +1,9 @@
 """How long each initialisation takes to make the rows of arena@transplant: `python -m benchmarks.transplants --save`.
 
 The arena shows these seconds beside the bits. They are a measurement of one machine at one time, so they stand in a
-file of their own, lib/tokenarium/methods/tokenizers/transplant_seconds.csv, and no verdict rests on them. Timed are the rows alone: models,
-tokenizers and texts are open, and nothing of an earlier arm is kept. What the arms that need features of strings have
-to make first is a line of its own, from a sample of the strings.
+file of their own beside the arena's code, and no verdict rests on them. Timed are the rows alone: models, tokenizers
+and texts are open, and nothing of an earlier arm is kept. What the arms that need features of strings have to make
+first is a line of its own, from a sample of the strings.
 """
 
 from __future__ import annotations
