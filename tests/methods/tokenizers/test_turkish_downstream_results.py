@@ -55,6 +55,14 @@ def test_a_row_of_the_table_has_means_and_intervals_over_seeds(results):
     assert row["lost words %"] == 50
 
 
+def test_at_break_even_a_lossy_tokenizer_needs_the_bits_of_its_rival(results):
+    even = downstream.break_even(results, "two", "one", SEEDS).value
+    bare = np.mean(list(downstream.bits_per_byte(results, "two", SEEDS, escape=False).values()))
+    rival = np.mean(list(downstream.bits_per_byte(results, "one", SEEDS).values()))
+    assert bare + even * 3 / 20 == pytest.approx(rival)
+    assert downstream.bits_per_lost_word(results, "two") == pytest.approx(12.5 / 3)
+
+
 def test_a_record_is_a_usage_again(results):
     used = downstream.usage("one", results.record("one"))
     assert used.per_paragraph.sum() == 3

@@ -40,6 +40,20 @@ def probe(results: Results, name: str, seeds: Sequence[int]) -> dict[int, float]
     return {seed: 100 * float(results.arrays(f"{name}-seed{seed}")["probe"].mean()) for seed in seeds}
 
 
+def bits_per_lost_word(results: Results, name: str) -> float:
+    """What the escape code takes in all, for each word of the held-out lines that the tokenizer loses."""
+    record = results.record(name)
+    return sum(record["escape_bits"]) / record["lost_words"]
+
+
+def break_even(results: Results, name: str, rival: str, seeds: Sequence[int]) -> Interval:
+    """Bits that each lost word of a tokenizer may cost in all before its models need as many as the rival's."""
+    record = results.record(name)
+    bare, others = bits_per_byte(results, name, seeds, escape=False), bits_per_byte(results, rival, seeds)
+    scale = record["bytes"]["test"] / record["lost_words"]
+    return across_seeds({seed: scale * (others[seed] - bare[seed]) for seed in seeds})
+
+
 def downstream(results: Results, seeds: Sequence[int], width: int) -> pd.DataFrame:
     """A tokenizer a row: its rows and tokens, bits per byte and the probe with intervals over seeds.
 
