@@ -1,5 +1,6 @@
 """Prompts and rows, on a tiny model and texts made here."""
 
+import copy
 import json
 
 import pandas as pd
@@ -119,6 +120,16 @@ def test_continuations_and_steps_agree_with_the_whole_cache_at_a_budget_for_all(
     for row in rows:
         assert row["logprob"] == pytest.approx(whole[row["prompt"]]["logprob"], abs=1e-4)
         assert row["right"] == whole[row["prompt"]]["right"]
+
+
+def test_a_packed_model_computes_the_same(opened):
+    _, model = opened
+    ids = torch.randint(250, (1, 12), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = model(ids, use_cache=False).logits
+        packed = opening.pack(copy.deepcopy(model))
+        torch.testing.assert_close(packed(ids, use_cache=False).logits, expected, atol=1e-4, rtol=1e-4)
+    assert any(isinstance(each, opening.Packed) for each in packed.modules())
 
 
 def test_comparisons_are_paired_by_prompt():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -86,8 +87,8 @@ class Random(EvictionPolicy):
     seed: int = 0
 
     def score(self, seen: Observation) -> Tensor:
-        shape = (*seen.score.shape[:2], len(seen.fresh))
-        drawn = torch.rand(shape, generator=generator(seen, self.seed), device=seen.key.device)
+        drawn = generator(seen, self.seed).random((*seen.score.shape[:2], len(seen.fresh)), dtype=np.float32)
+        drawn = torch.from_numpy(drawn).to(seen.key.device)
         order = (seen.positions - seen.fresh[0]).clamp(min=0)  # of the new tokens, in whatever slot they are
         return torch.where(seen.is_new, drawn.gather(-1, order), seen.score)
 
@@ -178,8 +179,6 @@ def top(scores: Tensor, budget: int) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, True)
 
 
-def generator(seen: Observation, seed: int) -> torch.Generator:
-    """The random numbers of a seed at this layer and step: the same in every cache, whatever ran before."""
-    made = torch.Generator(device=seen.key.device)
-    made.manual_seed(((seed + 1) * 1_000_003 + seen.layer) * 1_000_003 + seen.step)
-    return made
+def generator(seen: Observation, seed: int) -> np.random.Generator:
+    """The random numbers of a seed at this layer and step: the same in every cache and on every device."""
+    return np.random.default_rng((seed, seen.layer, seen.step))

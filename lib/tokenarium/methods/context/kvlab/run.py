@@ -21,7 +21,7 @@ from tokenarium.methods.context.kvlab.prefill import Prefill, Scored, prefill
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from tokenarium.methods.context.kvlab.tasks import Prompt
+    from tokenarium.methods.context.kvlab.prompt import Prompt
 
 PROTOCOLS = ("A", "B")
 FULL = "full"

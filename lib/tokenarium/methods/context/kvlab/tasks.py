@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from tokenarium.data import debian_reference, licences, man_pages
 from tokenarium.data.text import split_of
 from tokenarium.errors import TokenariumError
+from tokenarium.methods.context.kvlab.prompt import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,26 +47,6 @@ DIGITS = 4
 ANSWER_TOKENS = 64  # of T3
 QUESTION_TOKENS = 16  # of T3: the last tokens before those to be predicted
 SOURCES = ("licences", "man-pages", "debian-reference")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """Token ids of one item. context: what is compressed, of an exact length; question: what follows it, up to the
-    answer; answer: what is scored (empty in T4); spans: [start, end) of the needles in the context, the asked one
-    first; source: the corpus of the text."""
-
-    task: str
-    id: str
-    context: list[int]
-    question: list[int]
-    answer: list[int]
-    spans: list[tuple[int, int]]
-    source: str = ""
-
-    @property
-    def ids(self) -> list[int]:
-        """Context and question."""
-        return [*self.context, *self.question]
 
 
 @dataclass(frozen=True)
