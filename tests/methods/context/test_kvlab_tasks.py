@@ -64,10 +64,18 @@ def test_the_next_tokens_go_on_where_the_text_stops(opened, corpora):
         assert prompt.ids[0] == tokenizer.bos_token_id
 
 
+def test_short_documents_are_joined_where_long_ones_run_out(opened):
+    tokenizer, _ = opened
+    held = {"licences": ["long " * 60, "a few words " * 9, "some more words " * 9, "and these " * 9]}
+    one, two = tasks.make("", tokenizer, "T3", 2, 100, held=held)
+    assert tokenizer.decode(one.ids[1:]).startswith("long long")
+    assert "\n\n" in tokenizer.decode([*two.ids[1:], *two.answer])
+
+
 def test_too_few_long_texts_are_named(opened, corpora):
     tokenizer, _ = opened
-    with pytest.raises(TokenariumError, match="only 0 texts of 5064 tokens"):
-        tasks.make("", tokenizer, "T3", 2, 5000)
+    with pytest.raises(TokenariumError, match=r"only \d+ texts of 50064 tokens"):
+        tasks.make("", tokenizer, "T3", 2, 50000)
     with pytest.raises(ValueError, match="T1, T2, T3, T4"):
         tasks.make("", tokenizer, "T5", 2)
 

@@ -102,21 +102,42 @@ def make(
 def _pick(
     held: dict[str, list[str]], tokenizer: PreTrainedTokenizerBase, tokens: int, count: int, seed: int
 ) -> list[tuple[str, str]]:
-    """Texts of enough tokens, the sources in turn, each in an order of its own."""
+    """Texts of enough tokens, the sources in turn, each in an order of its own: single documents as long as there are
+    any, then shorter ones one after the other."""
     needed = tokens + ANSWER_TOKENS
     queues = {source: random.Random(f"{seed} {source}").sample(found, len(found)) for source, found in held.items()}
+    short: dict[str, list[str]] = {source: [] for source in held}
+
+    def enough(text: str) -> bool:
+        return len(text) >= needed and len(_encode(tokenizer, text)) >= needed
+
+    def single(source: str) -> str | None:
+        while queues[source]:
+            # No more of a long document than can be needed: a token has at least one character and rarely ten.
+            text = queues[source].pop()[: 12 * needed]
+            if enough(text):
+                return text
+            short[source].append(text)
+        return None
+
+    def joined(source: str) -> str | None:
+        text = ""
+        while short[source]:
+            text += short[source].pop(0) + "\n\n"
+            if enough(text):
+                return text
+        return None
+
     chosen: list[tuple[str, str]] = []
-    while len(chosen) < count:
-        if not any(queues.values()):
-            raise TokenariumError(f"there are only {len(chosen)} texts of {needed} tokens, {count} are asked for")
-        for source, queue in queues.items():
-            while queue and len(chosen) < count:
-                # No more of a long document than can be needed: a token has at least one character and rarely ten.
-                text = queue.pop()[: 12 * needed]
-                if len(text) >= needed and len(_encode(tokenizer, text)) >= needed:
-                    chosen.append((source, text))
-                    break
-    return chosen
+    for find in (single, joined):
+        sources = list(held)
+        while sources and len(chosen) < count:
+            found = [(source, text) for source in sources if (text := find(source))]
+            sources = [source for source, _ in found]
+            chosen += found
+    if len(chosen) < count:
+        raise TokenariumError(f"there are only {len(chosen)} texts of {needed} tokens, {count} are asked for")
+    return chosen[:count]
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
