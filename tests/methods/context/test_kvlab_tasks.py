@@ -152,4 +152,6 @@ def test_comparisons_are_paired_by_prompt():
     assert kvlab_results.mean(table, "T3", "B", 8, "logprob", "b", resamples=100).value == 2.5
     with pytest.raises(KeyError, match="one a prompt"):
         kvlab_results.values(table, "T3", "A", "a", 8, "logprob")
+    both = kvlab_results.compare(table, "T3", "B", 8, "logprob", ["a", "b"], "b", resamples=100)
+    assert both.value == both.high == 0.25
     assert kvlab_results.curve(table, "T3", "B", "logprob", "a", 100)["value"].tolist() == [3.0]

@@ -19,7 +19,7 @@ OVER = "prompts"
 
 
 def frame(experiments: Iterable[Results], parts: Sequence[str] = ("T",)) -> pd.DataFrame:
-    """All rows of the parts whose names begin with one of `parts`, as kvlab's `Row` has them."""
+    """All rows of the parts whose names begin with one of `parts`, as kvlab's `Row` has them, and nll = -logprob."""
     import pandas as pd
 
     rows = [
@@ -29,14 +29,20 @@ def frame(experiments: Iterable[Results], parts: Sequence[str] = ("T",)) -> pd.D
         if part.startswith(tuple(parts))
         for row in results.record(part)
     ]
-    return pd.DataFrame(rows)
+    table = pd.DataFrame(rows)
+    return table.assign(nll=-table.logprob.astype(float))
 
 
-def values(table: pd.DataFrame, task: str, protocol: str, method: str, budget: int | None, metric: str) -> pd.Series:
-    """One number per prompt, by prompt; `budget` None or method "full" is the whole cache.
+def values(
+    table: pd.DataFrame, task: str, protocol: str, method: str | Sequence[str], budget: int | None, metric: str
+) -> pd.Series:
+    """One number per prompt, by prompt; `budget` None or method "full" is the whole cache. Of several methods, such as
+    one on several seeds, the mean.
 
     Raises KeyError where the table has no such row, or two of one prompt.
     """
+    if not isinstance(method, str):
+        return sum(values(table, task, protocol, each, budget, metric) for each in method) / len(method)
     rows = table[(table.task == task) & (table.protocol == protocol) & (table.method == method)]
     if method != FULL and budget is not None:
         rows = rows[rows.budget == budget]
@@ -54,8 +60,8 @@ def compare(
     protocol: str,
     budget: int | None,
     metric: str,
-    method: str,
-    other: str = FULL,
+    method: str | Sequence[str],
+    other: str | Sequence[str] = FULL,
     resamples: int = 10_000,
 ) -> Interval:
     """The mean of `method` minus that of `other` on the prompts that both have, with a paired bootstrap over them."""
