@@ -39,9 +39,10 @@ lint: $(READY)  ## ruff, format and lint, on code and notebooks
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@JUPYTER_DEFAULT_PROVISIONER_NAME=tokenarium-warm jupyter lab --ip=127.0.0.1 notebooks
 
-bench: $(READY)  ## time matching, OMP, taps, GPU leases, parallel repro, warm kernels and BPE, as ratios in one run each
+bench: $(READY)  ## time matching, OMP, caches, taps, GPU leases, parallel repro, warm kernels and BPE, as ratios in one run each
 	@python -m benchmarks.matching
 	@python -m benchmarks.omp
+	@python -m benchmarks.kv_cache
 	@python -m benchmarks.taps
 	@python -m benchmarks.gpu_lease
 	@python -m benchmarks.parallel_repro

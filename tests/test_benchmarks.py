@@ -176,3 +176,17 @@ def test_omp_is_timed_for_as_many_tokens_as_asked(omp, monkeypatch, capsys):
     assert "100 tokens in one call" in told
     assert "20 s for 20,000" in told
     assert "loop / batched: 50.0 [40.0, 60.0]" in told
+
+
+def test_a_part_of_the_cache_takes_a_part_of_its_memory(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    kv_cache = importlib.import_module("benchmarks.kv_cache")
+    monkeypatch.setattr(kv_cache.make_model, "__defaults__", (24, 3))
+    found = kv_cache.timed(layers=1, context=80, steps=20, share=0.25)
+    assert found.pop("again").memory == 1
+    assert set(found) == set(kv_cache.POLICIES)
+    for name, contest in found.items():
+        kept = 20 + (20 if name == "SnapKV" else 1)  # a slot stands open for the coming token
+        assert contest.memory == pytest.approx(kept / 100), name
+    kv_cache.main(["--layers", "1", "--context", "40", "--steps", "4"])
+    assert len(capsys.readouterr().out.splitlines()) >= len(kv_cache.POLICIES) + 2

@@ -98,6 +98,24 @@ def test_rows_have_one_of_each_cell_and_the_whole_budget_costs_nothing(opened, c
     assert small.attended.tolist() == pytest.approx([50] * 4)
 
 
+def test_policies_read_in_one_batch_get_what_each_gets_alone(opened, corpora):
+    tokenizer, model = opened
+    prompt = tasks.make("", tokenizer, "T3", 1, 300)[0]
+    policies = {
+        "window": kvlab.Window(),
+        "random": kvlab.Random(),
+        "renumbered": kvlab.StreamingLLM(renumber=True),
+        "h2o": kvlab.H2O(),
+        "tova-renumbered": kvlab.TOVA(renumber=True),
+    }
+    together = {(row["method"], row["protocol"]): row for row in kvlab.evaluate(model, prompt, policies, [40])}
+    for name, policy in policies.items():
+        for row in kvlab.evaluate(model, prompt, {name: policy}, [40]):
+            found = together[name, row["protocol"]]
+            assert found["logprob"] == pytest.approx(row["logprob"], abs=1e-4)
+    assert len({round(row["logprob"], 3) for row in together.values()}) == len(together)
+
+
 def test_a_row_s_log_probability_is_the_model_s_own(opened, corpora):
     tokenizer, model = opened
     prompt = tasks.make("", tokenizer, "T2", 1, TOKENS)[0]
