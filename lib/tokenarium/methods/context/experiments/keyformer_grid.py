@@ -39,11 +39,14 @@ def arms(seeds: list[int], steps: int) -> dict[str, kvlab.Policy]:
 def text_rows(model: PreTrainedModel, prompt: Prompt, p: Parameters, seeds: list[int]) -> list[dict[str, Any]]:
     """Keyformer in both protocols, its arms in protocol B, and with H2O at the budgets of the paper's line."""
     done = kvlab.prefill(model, torch.tensor([prompt.ids]))
-    main = Keyformer(seed=seeds[0], steps=p.temperature_steps)
-    rows = kvlab.evaluate(model, prompt, {"keyformer": main}, p.budgets, done=done)
-    lines = {"keyformer": main, "h2o": kvlab.H2O()}
-    rows += kvlab.evaluate(model, prompt, lines, p.line_budgets, ("B",), done=done)
-    return rows + kvlab.evaluate(model, prompt, arms(seeds, p.temperature_steps), p.noise_budgets, ("B",), done=done)
+    main = {"keyformer": Keyformer(seed=seeds[0], steps=p.temperature_steps)}
+    rows = kvlab.evaluate(model, prompt, main, p.budgets, ("A",), done=done)
+    others = [budget for budget in p.budgets if budget not in p.noise_budgets]
+    rows += kvlab.evaluate(model, prompt, main, [*others, *p.line_budgets], ("B",), done=done)
+    rows += kvlab.evaluate(model, prompt, {"h2o": kvlab.H2O()}, p.line_budgets, ("B",), done=done)
+    found = kvlab.evaluate(model, prompt, arms(seeds, p.temperature_steps), p.noise_budgets, ("B",), done=done)
+    same = [row | {"method": "keyformer"} for row in found if row["method"] == f"keyformer-{seeds[0]}"]
+    return rows + found + same
 
 
 def continuation_rows(
