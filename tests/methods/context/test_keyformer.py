@@ -191,3 +191,10 @@ def test_the_noise_is_the_same_in_every_run_and_another_for_each_seed(model):
     # Every query spreads one unit over the keys, with or without noise.
     for name in scores:
         torch.testing.assert_close(scores[name][0].scores.sum(dim=-1), torch.full((1, 4), 20.0))
+
+
+def test_without_noise_and_with_h2o_s_window_the_prompt_is_h2o_s(model):
+    done = kvlab.prefill(model, torch.randint(60, (1, 30), generator=torch.Generator().manual_seed(2)))
+    scores = done.scores({"keyformer": Keyformer(noise="none", recent=0.5), "h2o": kvlab.H2O()})
+    for ours, theirs in zip(scores["keyformer"], scores["h2o"], strict=True):
+        torch.testing.assert_close(ours.scores, theirs.scores, atol=1e-5, rtol=1e-5)
