@@ -107,7 +107,8 @@ def main(arguments: list[str] | None = None) -> None:
         label = "whole cache again" if name == "again" else name
         console.print(
             f"{label:18} {contest.ratio.value:.2f} x [{contest.ratio.low:.2f}, {contest.ratio.high:.2f}] of the time, "
-            f"{contest.memory:.2f} of the memory, {contest.milliseconds:.1f} ms a step"
+            f"{contest.memory:.2f} of the memory, {contest.milliseconds:.1f} ms a step",
+            soft_wrap=True,
         )
 
 
