@@ -52,7 +52,7 @@ def traced(classifier):
 @given(SCORES, st.integers(0, 100))
 def test_top_and_bottom_share_nothing_and_keep_the_order(scores, pct):
     words = [f"w{place}" for place in range(len(scores))]
-    count = int(round(len(words) * pct / 100))
+    count = round(len(words) * pct / 100)
     top, bottom = (frugal.frugalize(words, scores, pct, mode) for mode in ("top", "bottom"))
     assert len(top) == len(bottom) == count
     assert top == [word for word in words if word in set(top)]

@@ -205,10 +205,12 @@ def topics(task: Task) -> None:
     random = Arm("random", "random", 80)
     arms |= {"full": lambda: [item.passage.split() for item in task.items[:shown]]}
     arms |= {random.name: lambda: task.words_of(task.kept(random, shown))}
+
+    def say(shorten: Callable[[], list[list[str]]]) -> list[str]:
+        return task.lab.reader.continuations([" ".join(words) for words in shorten()], p.continued_tokens)
+
     for name, shorten in task.experiment.progress(arms.items(), "continuations"):
-        prompts = lambda shorten=shorten: [" ".join(words) for words in shorten()]  # noqa: E731
-        said = lambda prompts=prompts: task.lab.reader.continuations(prompts(), p.continued_tokens)  # noqa: E731
-        task.experiment.record(f"topics-said-{name}", said)
+        task.experiment.record(f"topics-said-{name}", lambda shorten=shorten: say(shorten))
 
 
 def damage(task: Task) -> None:
