@@ -46,7 +46,7 @@ def run(experiment: Experiment) -> None:
     last = list(by_budget.values())[-1]
     experiment.arrays("look", lambda: _look(first, last[: p.look], p.cache))
     for seed, base in experiment.progress(bases.items(), "seeds"):
-        for arm, (rows, texts) in _arms(seed, contexts, by_budget, static, is_valid).items():
+        for arm, (rows, texts) in _arms(seed, contexts, by_budget, static, is_valid, p.controls).items():
             kept = base.rows(rows, p.cache)
             experiment.arrays(
                 f"bits-{seed}-{arm}",
@@ -63,9 +63,15 @@ def _look(base: dynamic_lab.Base, contexts: dt.Batch, size: int) -> dict[str, np
 
 
 def _arms(
-    seed: int, contexts: dt.Batch, by_budget: dict[str, dt.Batch], static: dt.Batch, is_valid: dt.IsValid
+    seed: int,
+    contexts: dt.Batch,
+    by_budget: dict[str, dt.Batch],
+    static: dt.Batch,
+    is_valid: dt.IsValid,
+    controls: list[str],
 ) -> dict[str, tuple[str, dict[str, dt.Batch]]]:
     """Arm -> its rows and the contexts that it sees, by budget."""
+    some = {name: by_budget[name] for name in controls}
 
     def control(number: int, shorten: object) -> dict[str, dt.Batch]:
         return {
@@ -73,14 +79,14 @@ def _arms(
                 shorten([context], len(goal), np.random.default_rng((seed, number, place)))[0]
                 for place, (context, goal) in enumerate(zip(contexts, each, strict=True))
             ]
-            for name, each in by_budget.items()
+            for name, each in some.items()
         }
 
     return {
         "original": ("original", {NONE: contexts}),
         "hypernet": ("hypernet", {NONE: contexts, **by_budget}),
         "FVT": ("FVT", by_budget),
-        "mixed": ("mixed", by_budget),
+        "mixed": ("mixed", some),
         "random": ("hypernet", control(1, lambda batch, goal, rng: dt.random_merges(batch, goal, is_valid, rng))),
         "drop": ("original", control(2, dt.dropped)),
         "static": ("hypernet", {"static": static}),
