@@ -76,6 +76,7 @@ class Task:
     ):
         self.base, self.seed, self.p, self.labels = base, seed, p, torch.from_numpy(labels).to(base.device)
         self.is_valid = base.boundary(p.boundary)
+        self._merged: dict[tuple[str, float, tuple[int, int]], dt.Batch] = {}
         self.test_tokens = {language: [base.tokens(text)[: p.tokens] for text in test[language]] for language in test}
         english = p.languages[0]
         self.train_tokens = [base.tokens(text)[: p.tokens] for text in train[english]]
@@ -89,18 +90,26 @@ class Task:
             for language in test
         }
 
-    def shortened(self, batch: Sequence[list[str]], how: str, share: float, language: str, stream: Any) -> dt.Batch:
-        """A batch at a share of the greatest reduction; stream seeds what the controls draw."""
-        merges = 0 if how == "none" else dt.merges_for(self.lengths[language], share)
-        if share == 1 and how != "none":
-            merges = sum(map(len, batch))  # all, also where this batch has more than those of the map
-        made = dt.dynamic_bpe(batch, merges, self.is_valid)
-        if how not in ("random", "drop"):
+    def merged(self, batch: Sequence[list[str]], share: float, language: str, key: tuple[int, int]) -> dt.Batch:
+        """A batch at a share of the greatest reduction, made once for all arms. key: which batch it is."""
+        if (language, share, key) not in self._merged:
+            merges = dt.merges_for(self.lengths[language], share)
+            if share == 1:
+                merges = sum(map(len, batch))  # all, also where this batch has more than those of the map
+            self._merged[language, share, key] = dt.dynamic_bpe(batch, merges, self.is_valid)
+        return self._merged[language, share, key]
+
+    def shortened(
+        self, batch: Sequence[list[str]], how: str, share: float, language: str, key: tuple[int, int]
+    ) -> Sequence[list[str]]:
+        """A batch as an arm sees it; the controls are as short as the merged batch, drawn by seed and key."""
+        if how == "none":
+            return batch
+        made = self.merged(batch, share, language, key)
+        if how == "merge":
             return made
-        count, rng = sum(map(len, made)), np.random.default_rng(stream)
-        if how == "drop":
-            return dt.dropped(batch, count, rng)
-        return dt.random_merges(batch, count, self.is_valid, rng)
+        count, rng = sum(map(len, made)), np.random.default_rng((self.seed, *key))
+        return dt.dropped(batch, count, rng) if how == "drop" else dt.random_merges(batch, count, self.is_valid, rng)
 
     def train(self, arm: str) -> Classifier:
         """A classifier for an arm; batches and levels are the same in every arm of a seed."""
@@ -115,7 +124,7 @@ class Task:
             chosen = lm_tiny.batch(step, size, len(self.train_tokens), self.seed)
             share = float(np.random.default_rng((self.seed, step)).uniform())
             batch = [self.train_tokens[index] for index in chosen.tolist()]
-            batch = self.shortened(batch, how, share, p.languages[0], (self.seed, step, 1))
+            batch = self.shortened(batch, how, share, p.languages[0], (step, 1))
             for group in optimizer.param_groups:
                 group["lr"] = p.learning_rate * lm_tiny.schedule(step / p.steps, p.warmup, 0.0)
             logits = classifier(*dt.embed(batch, rows, self.base.start))
@@ -130,8 +139,8 @@ class Task:
         found = {}
         for language, tokens in self.test_tokens.items():
             for share in levels:
-                batches = chunks(tokens, self.p.batch_size)
-                made = [each for batch in batches for each in self.shortened(batch, "merge", share, language, 0)]
+                batches = enumerate(chunks(tokens, self.p.batch_size))
+                made = [each for place, batch in batches for each in self.merged(batch, share, language, (place, 2))]
                 found[f"{language}-{round(100 * share)}"] = np.array(list(map(len, made)), dtype=np.int64)
         return found
 
@@ -146,8 +155,7 @@ class Task:
             for share in levels:
                 guesses = []
                 for place, batch in enumerate(chunks(tokens, self.p.batch_size)):
-                    stream = (self.seed, place, 2)
-                    made = self.shortened(batch, how, share, language, stream)
+                    made = self.shortened(batch, how, share, language, (place, 2))
                     guesses.append(classifier(*dt.embed(made, rows, self.base.start)).argmax(dim=1))
                 found[f"{language}-{round(100 * share)}"] = torch.cat(guesses).cpu().numpy() == wanted
         return found
