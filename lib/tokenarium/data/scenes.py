@@ -2,8 +2,8 @@
 
 A scene is a list of items on a 96x96 picture; everything else follows from it: the drawing, the mask of every item on
 the 12x12 grid of patches, captions, and questions of five families (attribute, existence, count, spatial relation,
-glyph reading), each with its one-word answer and the items that it is about. Two kinds: "objects" (1 to 8 items of two
-sizes on plain or textured ground) and "page" (letters in 6 rows of 6 cells, in words of one colour, at three densities).
+glyph reading), each with its one-word answer and the items that it is about. Two kinds: "objects", 1 to 8 items of two
+sizes on plain or textured ground, and "page", letters in 6 rows of 6 cells, in words of one colour, at three densities.
 
 Nothing is stored: scene `index` of a stream is the same on every machine, and streams of different names share nothing.
 """
@@ -36,6 +36,7 @@ SHAPES = ("circle", "square", "triangle", "cross", "ring")
 LETTERS = "ACEHKLPSTUXZ"
 NOUNS = (*SHAPES, *LETTERS)
 SIZES = {"small": 12, "large": 20}  # px, of a shape
+THIRDS = ("top", "middle", "bottom"), ("left", "center", "right")  # of the picture
 SIDES = ("left", "right", "above", "below")
 COUNTS = ("0", "1", "2", "3", "4")
 DENSITIES = ("sparse", "medium", "dense")
@@ -110,7 +111,7 @@ class Item:
     def place(self) -> str:
         """Which third of the picture the centre lies in, as two words: "top left", "middle center"."""
         x, y = self.centre
-        return f"{('top', 'middle', 'bottom')[int(y * 3 / SIZE)]} {('left', 'center', 'right')[int(x * 3 / SIZE)]}"
+        return f"{THIRDS[0][int(y * 3 / SIZE)]} {THIRDS[1][int(x * 3 / SIZE)]}"
 
 
 @dataclass(frozen=True)
@@ -130,8 +131,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Scene:
-    """items: in no particular order; on a page in reading order. ground: RGB. texture: index into `textures`, or None for
-    a plain ground. density: of a page, else None."""
+    """items: in no particular order; on a page in reading order. ground: RGB. texture: index of `textures`, None for a
+    plain ground. density: of a page, else None."""
 
     items: tuple[Item, ...]
     ground: tuple[int, int, int]
@@ -256,8 +257,9 @@ def objects(rng: random.Random, items: int, textured: bool) -> Scene:
         noun = rng.choice(letters if rng.random() < share else shapes)
         size = rng.choice(("small", "large"))
         height, width = stamp(noun, size).shape
-        left = cell % per_side * CELL + rng.randint(1, CELL - width - 1)
-        top = cell // per_side * CELL + rng.randint(1, CELL - height - 1)
+        box = PATCH * (2 if size == "small" else 3)  # in the middle of whole patches, so that small towers can learn it
+        left = cell % per_side * CELL + PATCH * rng.randint(0, (CELL - box) // PATCH) + (box - width) // 2
+        top = cell // per_side * CELL + PATCH * rng.randint(0, (CELL - box) // PATCH) + (box - height) // 2
         made.append(Item(noun, rng.choice(colors), size, left, top))
     return Scene(tuple(made), _ground(rng), rng.randrange(32) if textured else None)
 

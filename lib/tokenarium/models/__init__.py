@@ -14,6 +14,8 @@ RECIPES = {
     "gemma3-270m": "gemma3",
     "lm-tiny": "lm_tiny",
     "hypernet-tiny": "hypernet_tiny",
+    "clip-scenes": "clip_scenes",
+    "llava-scenes": "llava_scenes",
 }
 
 

@@ -1,10 +1,11 @@
 """`clip-scenes`: the vision tower of the vlm family, a small CLIP trained on procedural scenes and their captions.
 
 Vision: 8 layers of width 128 on 12x12 patches and a CLS token; text: 2 layers on a word-level vocabulary. Two
-contrastive losses: pictures against captions through CLS (Radford et al. 2021, arXiv 2103.00020), and patches against
-phrases ("the small red circle", "is there a K ?") through the same two projections, as RegionCLIP has it for regions
-(Zhong et al. 2022, arXiv 2112.09106): captions alone teach colours and places long before shapes and letters. Phrases
-stand in templates with the words of questions, so that the text tower learns to pass over those.
+contrastive losses: pictures against captions through CLS (Radford et al. 2021, arXiv 2103.00020), and patches of items
+against phrases ("the small red circle", "is there a K ?") through the same two projections, as RegionCLIP has it for
+regions (Zhong et al. 2022, arXiv 2112.09106): captions alone teach colours and places long before shapes and letters.
+Phrases stand in templates with the words of questions, so that the text tower learns to pass over those. A patch is
+compared with phrases drawn from the batch, and with all nouns, colours, sizes and places in turn.
 
 Muon drives the matrices inside the layers, AdamW the rest. Scenes are made as they are needed, none is seen twice.
 """
@@ -31,8 +32,15 @@ from tokenarium.data.scenes import Item
 from tokenarium.files import replace_directory, write_json
 from tokenarium.models.lm_tiny import checkpoints_of, fit, optimizers
 
+CLASSES = {  # attribute of an item -> all phrases that name it alone
+    "noun": {noun: noun for noun in scenes.NOUNS},
+    "color": {color: f"{color} thing" for color in scenes.COLORS},
+    "size": {size: f"{size} thing" for size in scenes.SIZES},
+    "place": {f"{row} {column}": f"thing {row} {column}" for row in scenes.THIRDS[0] for column in scenes.THIRDS[1]},
+}
 LONGEST = 64  # tokens of a caption
-REGIONS = 8  # items of a picture that take part in the loss of regions
+REGIONS = 16  # items of a picture that take part in the loss of regions
+POSITIONS, PATCHES = 0.3, 3.0  # scales at the start: of the position table, and of the patch embedding's usual start
 PARTS = (  # of a phrase: size, colour, noun, place; nouns are the hardest to learn
     (0, 0, 1, 0),
     (0, 0, 1, 0),
@@ -58,7 +66,7 @@ TEMPLATES = (
 
 
 def tokenizer(end: bool) -> PreTrainedTokenizerFast:
-    """The word-level tokenizer of all models of the family; it puts <s> before a text and, with `end`, </s> behind it."""
+    """The word-level tokenizer of all models of the family; it puts <s> before a text, with `end` </s> behind it."""
     words = {word: number for number, word in enumerate((*scenes.SPECIAL, *scenes.WORDS))}
     made = Tokenizer(models.WordLevel(words, unk_token=scenes.UNKNOWN))
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -120,6 +128,7 @@ def build(root: Path, path: Path, seed: int, recipe: Mapping[str, Any]) -> dict[
     config = clip_config(recipe["layers"], recipe["width"], recipe["text_layers"], recipe["projection"])
     # Eager attention: on a CPU in bfloat16 several times as fast as the fused kernel at 145 tokens.
     model = CLIPModel._from_config(config, attn_implementation="eager")
+    start_positions(model)
     words = tokenizer(end=True)
     accelerator = Accelerator(mixed_precision=recipe["precision"])
     model = accelerator.prepare(model)
@@ -149,13 +158,38 @@ def build(root: Path, path: Path, seed: int, recipe: Mapping[str, Any]) -> dict[
     return measured
 
 
-class Batch:
-    """pixels: (batch, 3, 96, 96). captions, phrases: token ids, padded. picture, patch: (regions,) int64, where a region
-    lies. matches: (regions, phrases) bool, which phrases are true of it: none of a patch without an item."""
+@torch.no_grad()
+def start_positions(model: CLIPModel) -> None:
+    """Start the position table of the vision tower from sines and cosines of row and column (Beyer et al. 2022, arXiv
+    2205.01580), so that a patch finds its neighbours long before it would have learnt where they are."""
+    table = model.vision_model.embeddings.position_embedding.weight
+    quarter = table.shape[1] // 4
+    rates = 1 / 50 ** (torch.arange(quarter) / quarter)
+    row, column = (
+        axis.flatten()[:, None] * rates for axis in torch.meshgrid(*[torch.arange(scenes.GRID)] * 2, indexing="ij")
+    )
+    table[1:] = POSITIONS * torch.cat([row.sin(), row.cos(), column.sin(), column.cos()], dim=1)
+    model.vision_model.embeddings.patch_embedding.weight.mul_(PATCHES)
 
-    def __init__(self, pixels: Tensor, captions: Tensor, phrases: Tensor, regions: Tensor, matches: Tensor):
+
+class Batch:
+    """pixels: (batch, 3, 96, 96). captions, phrases: token ids, padded. picture, patch: (regions,) int64, where one
+    lies. matches: (regions, phrases) bool, which phrases are true of it: none of an empty patch. classes: token ids of
+    the phrases of CLASSES. attributes: (regions, 4) int64, indices into each of CLASSES, -100 without an item."""
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        captions: Tensor,
+        phrases: Tensor,
+        regions: Tensor,
+        matches: Tensor,
+        classes: Tensor,
+        attributes: Tensor,
+    ):
         self.pixels, self.captions, self.phrases, self.matches = pixels, captions, phrases, matches
         self.picture, self.patch = regions.unbind(1)
+        self.classes, self.attributes = classes, attributes
 
     def to(self, device: torch.device) -> Batch:
         for name, value in vars(self).items():
@@ -189,11 +223,13 @@ def make_batch(stream: str, step: int, size: int, pages: float, words: PreTraine
         _ids(list(phrases.values()), words),
         torch.tensor(regions),
         torch.tensor(matches),
+        _ids([text for phrases in CLASSES.values() for text in phrases.values()], words),
+        torch.tensor([_attributes(item) for item in items]),
     )
 
 
 def loss_of(model: CLIPModel, batch: Batch) -> Tensor:
-    """Contrastive loss of pictures against captions plus that of regions against phrases."""
+    """Contrastive losses: of pictures and captions, of regions and phrases, of regions and each attribute's values."""
     pictures, patches = image_embeddings(model, batch.pixels)
     captions, phrases = (text_embeddings(model, ids) for ids in (batch.captions, batch.phrases))
     scale = model.logit_scale.exp()
@@ -202,8 +238,11 @@ def loss_of(model: CLIPModel, batch: Batch) -> Tensor:
     whole = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
     logits = scale * patches[batch.picture, batch.patch] @ phrases.T
     named = batch.matches.any(1)
-    parts = _soft_loss(logits[named], batch.matches[named]) + _soft_loss(logits.T, batch.matches.T)
-    return whole + parts / 2
+    parts = (_soft_loss(logits[named], batch.matches[named]) + _soft_loss(logits.T, batch.matches.T)) / 2
+    logits = scale * patches[batch.picture, batch.patch] @ text_embeddings(model, batch.classes).T
+    by_class = logits.split([len(phrases) for phrases in CLASSES.values()], dim=1)
+    alone = [F.cross_entropy(of, number) for of, number in zip(by_class, batch.attributes.unbind(1), strict=True)]
+    return whole + parts + sum(alone)
 
 
 def image_embeddings(model: CLIPModel, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -226,12 +265,20 @@ def text_embeddings(model: CLIPModel, ids: Tensor) -> Tensor:
 
 @torch.no_grad()
 def held_out(model: CLIPModel, words: PreTrainedTokenizerFast, pictures: int, pages: float) -> dict[str, float]:
-    """On unseen scenes: how often a picture's own caption is the nearest, and a phrase true of the nearest region."""
+    """On unseen scenes: how often the nearest caption is a picture's own, a phrase is true of the nearest region, and
+    the nearest noun, colour, size and place are those of a patch's item."""
     batch = make_batch("held-out", 0, pictures, pages, words).to(model.device)
     embedded, patches = image_embeddings(model, batch.pixels)
     best = (embedded @ text_embeddings(model, batch.captions).T).argmax(1)
     regions = (text_embeddings(model, batch.phrases) @ patches[batch.picture, batch.patch].T).argmax(1)
+    classes = text_embeddings(model, batch.classes).split([len(phrases) for phrases in CLASSES.values()])
+    named, embedded_regions = batch.attributes[:, 0] >= 0, patches[batch.picture, batch.patch]
+    zero_shot = {
+        f"{name}_top1": float(((embedded_regions @ each.T).argmax(1) == number)[named].float().mean())
+        for name, each, number in zip(CLASSES, classes, batch.attributes.unbind(1), strict=True)
+    }
     return {
+        **zero_shot,
         "caption_top1": float((best == torch.arange(len(best), device=best.device)).float().mean()),
         "region_top1": float(batch.matches.T.gather(1, regions[:, None]).float().mean()),
     }
@@ -246,6 +293,12 @@ def _wanted(item: Item, rng: random.Random) -> tuple[str | None, ...]:
         item.noun if noun else None,
         item.place if place else None,
     )
+
+
+def _attributes(item: Item | None) -> list[int]:
+    if item is None:
+        return [-100] * len(CLASSES)
+    return [list(values).index(getattr(item, name)) for name, values in CLASSES.items()]
 
 
 def _phrase(wanted: Sequence[str | None], rng: random.Random) -> str:

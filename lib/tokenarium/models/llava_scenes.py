@@ -2,7 +2,8 @@
 
 A LlavaForConditionalGeneration (Liu et al. 2023, arXiv 2304.08485 and 2310.03744) on the frozen tower of `clip-scenes`:
 the 144 patch features of layer -2, a projector of two layers with GELU, and a Llama of 8 layers with heads of 32
-dimensions (vlm harness H1). The prompt is 13 system tokens, the picture, the question, and "answer:"; the answer is one word.
+dimensions (vlm harness H1). The prompt is 13 system tokens, the picture, the question, and "answer:"; answers are one
+word.
 
 One picture serves many questions: all its turns stand behind one prefix of system prompt and picture, each sees that
 prefix and itself, and half of them stand at later positions, as if turns had gone before. Only answers count in the
@@ -24,8 +25,8 @@ from accelerate.utils import set_seed
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    CLIPModel,
     CLIPVisionConfig,
-    CLIPVisionModel,
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
@@ -85,14 +86,14 @@ def processor() -> LlavaProcessor:
 def build(root: Path, path: Path, seed: int, recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Train one seed on the tower root/recipe["tower"] and write its model directory `path` whole, with its processor.
 
-    Interrupted training resumes from the last checkpoint. Returns held-out accuracies, which stand in path/training.json
-    too. Raises TokenariumError without the tower.
+    Interrupted training resumes from the last checkpoint. Returns held-out accuracies, which path/training.json
+    holds too. Raises TokenariumError without the tower.
     """
     tower_path = root / recipe["tower"]
     if not (tower_path / "config.json").is_file():
         raise TokenariumError(f"{tower_path} is missing: run `dvc repro model@{tower_path.name}`")
     # Eager attention: on a CPU in bfloat16 several times as fast as the fused kernel at 145 tokens.
-    tower = CLIPVisionModel.from_pretrained(tower_path, attn_implementation="eager")
+    tower = CLIPModel.from_pretrained(tower_path, attn_implementation="eager").vision_model
     set_seed(seed)
     config = llava_config(tower.config, recipe["layers"], recipe["width"], recipe["intermediate"])
     model = LlavaForConditionalGeneration(config)
@@ -149,7 +150,7 @@ def build(root: Path, path: Path, seed: int, recipe: Mapping[str, Any]) -> dict[
 
 @dataclass
 class Batch:
-    """pixels: (batch, 3, 96, 96), or None. ids, positions, targets: (batch, tokens) int64, all turns of a picture in a row;
+    """pixels: (batch, 3, 96, 96), or None. ids, positions, targets: (batch, tokens) int64, a picture's turns in a row;
     targets are -100 where no answer is. sees: (tokens, tokens) bool, which tokens of its own turn a token sees."""
 
     pixels: Tensor | None
