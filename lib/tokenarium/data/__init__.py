@@ -10,6 +10,7 @@ from pathlib import Path
 from tokenarium.data import (
     debian_reference,
     debian_reference_translated,
+    easy_vqa,
     fashion_mnist,
     king_james_bible,
     libreoffice_help,
@@ -38,6 +39,7 @@ _MODULES = (
     licences,
     turkish_text,
     reporters,
+    easy_vqa,
 )
 DATASETS = {module.DATASET.name: module.DATASET for module in _MODULES}
 
