@@ -1,7 +1,7 @@
 """easy-VQA: 5,000 pictures of one shape in one of eight colours, 64x64 pixels, with 48,248 questions.
 
-Source: Victor Zhou 2019, MIT licence; PyPI wheel `easy-vqa`. Questions ask for shape and colour, and whether one is or is
-not there; 13 answers.
+Source: Victor Zhou 2019, MIT licence; PyPI wheel `easy-vqa`. Questions ask for shape and colour, and whether one is or
+is not there; 13 answers.
 """
 
 import json
