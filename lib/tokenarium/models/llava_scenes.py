@@ -6,8 +6,9 @@ dimensions (vlm harness H1). The prompt is 13 system tokens, the picture, the qu
 word.
 
 One picture serves many questions: all its turns stand behind one prefix of system prompt and picture, each sees that
-prefix and itself, and half of them stand at later positions, as if turns had gone before. Only answers count in the
-loss. Scenes begin easy and grow to 8 items. Muon drives the matrices inside the layers, AdamW the rest.
+prefix and itself, and half of them stand at later positions, as if turns had gone before. Besides questions there are
+requests to describe an item. Only answers count in the loss. Scenes begin easy and grow to 8 items. Muon drives the
+matrices inside the layers, AdamW the rest.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from transformers import (
 )
 
 from tokenarium.data import scenes
-from tokenarium.data.scenes import Evaluation, Question
+from tokenarium.data.scenes import Evaluation, Item, Question, Scene
 from tokenarium.errors import TokenariumError
 from tokenarium.files import replace_directory, write_json
 from tokenarium.models.clip_scenes import image_processor, pixels, tokenizer
 from tokenarium.models.lm_tiny import checkpoints_of, fit, optimizers
 
 PATCHES = scenes.GRID**2
-LATEST = 256  # positions that turns may have gone before
+LATEST = 64  # positions that turns may have gone before
 
 
 def llava_config(vision: CLIPVisionConfig, layers: int = 8, width: int = 128, intermediate: int = 352) -> LlavaConfig:
@@ -56,6 +57,7 @@ def llava_config(vision: CLIPVisionConfig, layers: int = 8, width: int = 128, in
         num_key_value_heads=width // 32,
         max_position_embeddings=1024,
         tie_word_embeddings=False,
+        initializer_range=0.05,  # the default 0.02 is made for wider layers
         bos_token_id=scenes.SPECIAL.index(scenes.START),
         eos_token_id=scenes.SPECIAL.index(scenes.END),
         pad_token_id=scenes.SPECIAL.index(scenes.PADDING),
@@ -107,19 +109,21 @@ def build(root: Path, path: Path, seed: int, recipe: Mapping[str, Any]) -> dict[
         }
     ).requires_grad_(True)
     words = tokenizer(end=False)
+    start_projector(model, recipe["whitening"])
     accelerator = Accelerator(mixed_precision=recipe["precision"])
     trained = accelerator.prepare(trained)
     model, tower = model.to(accelerator.device), tower.to(accelerator.device).eval()
 
     def loss_at(step: int) -> Tensor:
         share = step / recipe["steps"]
-        most = next(items for until, items in recipe["curriculum"] if share < until)
-        stream = f"llava-{seed}"
-        batch = make_batch(stream, step, recipe["batch_size"], recipe["turns"], (1, most), recipe["pages"], words)
+        lesson = next(lesson for lesson in recipe["curriculum"] if share < lesson["until"])
+        turns = lesson["questions"], lesson["descriptions"]
+        chosen = tuple(lesson["items"]), lesson["pages"]
+        batch = make_batch(f"llava-{seed}", step, lesson["batch_size"], turns, *chosen, words)
         batch = batch.to(accelerator.device)
         with accelerator.autocast():
             with torch.no_grad():
-                features = tower(pixel_values=batch.pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+                features = patch_features(tower, batch.pixels)
             prefix = prefix_embeddings(model, features, words)
             logits = turn_logits(model, prefix, batch)
         return F.cross_entropy(logits.float(), batch.targets[batch.targets >= 0])
@@ -143,6 +147,27 @@ def build(root: Path, path: Path, seed: int, recipe: Mapping[str, Any]) -> dict[
     replace_directory(staged, path)
     checkpoint.unlink()
     return measured
+
+
+def patch_features(tower: nn.Module, pixel_values: Tensor) -> Tensor:
+    """What the projector reads: patches of the layer before the last, (batch, 3, 96, 96) -> (batch, 144, dim)."""
+    return tower(pixel_values=pixel_values, output_hidden_states=True).hidden_states[-2][:, 1:]
+
+
+@torch.no_grad()
+def start_projector(model: LlavaForConditionalGeneration, count: int) -> None:
+    """Start the projector as a whitening of the tower's features on `count` scenes, followed by a random rotation.
+
+    With the usual start shapes and letters, which vary less than colours, reach the language model very late.
+    """
+    pictures = np.stack([scenes.scene("whitening", index, pages=0.5).draw() for index in range(count)])
+    features = patch_features(model.model.vision_tower, pixels(pictures).to(model.device)).flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(features.T.cov())
+    whitening = vectors * (values + 1e-3 * values.mean()).rsqrt() @ vectors.T
+    first, second = model.model.multi_modal_projector.linear_1, model.model.multi_modal_projector.linear_2
+    first.weight.copy_(torch.eye(first.weight.shape[0], len(whitening), device=model.device).double() @ whitening)
+    first.bias.copy_(-first.weight.double() @ features.mean(0))
+    nn.init.orthogonal_(second.weight)
 
 
 # Turns behind one picture
@@ -169,37 +194,54 @@ def make_batch(
     stream: str,
     step: int,
     size: int,
-    turns: int,
+    turns: tuple[int, int],
     items: tuple[int, int],
     pages: float,
     words: PreTrainedTokenizerFast,
 ) -> Batch:
-    """Batch `step` of a stream of scenes, `turns` questions for each picture."""
+    """Batch `step` of a stream of scenes; turns: how many questions, and how many descriptions, for each picture."""
     rng = random.Random(f"{stream}/turns/{step}")
     made = [scenes.scene(stream, step * size + place, items, pages) for place in range(size)]
-    asked = [scenes.draw(scenes.questions(scene, rng), rng, turns) for scene in made]
+    questions, descriptions = turns
+    asked = [
+        scenes.draw(scenes.questions(scene, rng), rng, questions)
+        + [describe(rng.choice(scene.items), scene, rng) for _ in range(descriptions)]
+        for scene in made
+    ]
     begin = _prefix_length(words) + PATCHES
-    later = [[begin + (rng.randrange(LATEST) if rng.random() < 0.5 else 0) for _ in range(turns)] for _ in made]
+    later = [[begin + (rng.randrange(LATEST) if rng.random() < 0.5 else 0) for _ in range(sum(turns))] for _ in made]
     batch = pack(asked, later, words)
     batch.pixels = pixels(np.stack([scene.draw() for scene in made]))
     return batch
 
 
+def describe(item: Item, scene: Scene, rng: random.Random) -> Question:
+    """The request to tell all about an item: "caption: the red circle is" -> "small red circle top left".
+
+    The item is named by noun or colour or both, whichever mean it alone; on a page, if nothing does, by its words.
+    """
+    names = [item.noun, f"{item.color} {item.noun}", f"{item.color} thing"]
+    told = [(other.noun, f"{other.color} {other.noun}", f"{other.color} thing") for other in scene.items]
+    alone = [name for place, name in enumerate(names) if sum(each[place] == name for each in told) == 1]
+    text = f"caption: the {rng.choice(alone or names[1:2])} is"
+    return Question("description", text, f"{item.size} {item.color} {item.noun} {item.place}", ())
+
+
 def pack(asked: Sequence[Sequence[Question]], begins: Sequence[Sequence[int]], words: PreTrainedTokenizerFast) -> Batch:
     """Questions with their answers as rows of turns; every picture has as many. begins: first position of each turn.
+
+    Every word of an answer is a target, and the end behind it.
 
     The turns of a picture are sorted by length, so that turns in one column, which get one length, differ little.
     """
     known = words.get_vocab()
     end = known[scenes.END]
-    rows = [
-        sorted(
-            ([known[word] for word in f"{question.text} {scenes.CUE} {question.answer}".split()] for question in row),
-            key=len,
-        )
-        for row in asked
-    ]
-    lengths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    rows = []
+    for row in asked:
+        texts = [(f"{question.text} {scenes.CUE} {question.answer}", question.answer) for question in row]
+        turns = [([known[word] for word in text.split()], len(answer.split())) for text, answer in texts]
+        rows.append(sorted(turns, key=lambda turn: len(turn[0])))
+    lengths = [max(len(row[column][0]) for row in rows) for column in range(len(rows[0]))]
     shape = len(rows), sum(lengths)
     ids, positions = torch.full(shape, known[scenes.PADDING]), torch.zeros(shape, dtype=torch.long)
     targets = torch.full(shape, -100)
@@ -208,11 +250,11 @@ def pack(asked: Sequence[Sequence[Question]], begins: Sequence[Sequence[int]], w
     for column, length in enumerate(lengths):
         sees[first : first + length, first : first + length] = torch.ones(length, length).tril().bool()
         for number, row in enumerate(rows):
-            turn = row[column]
+            turn, answers = row[column]
             last = first + len(turn)
             ids[number, first:last] = torch.tensor(turn)
             positions[number, first : first + length] = begins[number][column] + torch.arange(length)
-            targets[number, last - 2], targets[number, last - 1] = turn[-1], end
+            targets[number, last - answers - 1 : last] = torch.tensor([*turn[-answers:], end])
         first += length
     return Batch(None, ids, positions, targets, sees)
 
@@ -332,8 +374,7 @@ def correct(
         asked = [[question] for question in chosen.questions[part]]
         features = None
         if not blind:
-            tower = model.model.vision_tower(pixel_values=pixels(images[part]).to(device), output_hidden_states=True)
-            features = tower.hidden_states[-2][:, 1:]
+            features = patch_features(model.model.vision_tower, pixels(images[part]).to(device))
             if keep is not None:
                 rows = keep[part].to(device)
                 features = features.gather(1, rows[:, :, None].expand(-1, -1, features.shape[2]))
