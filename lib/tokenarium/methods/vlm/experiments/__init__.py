@@ -1,0 +1,1 @@
+"""Long work of the papers of this family, one stage each."""
