@@ -49,6 +49,11 @@ def stratified_counts(families: tuple[str, ...], resamples: int, seed: int = 0) 
     return counts
 
 
+def at_share(budget: int, num_patches: int) -> str:
+    """How a metric's name says its budget at every size of image, in per cent: 48 of 144 is `at33`, 8 is `at6`."""
+    return f"at{round(100 * budget / num_patches)}"
+
+
 class Cells:
     """Every cell of every model seed, by part name.
 
@@ -125,11 +130,11 @@ class Cells:
 
     def relative(self, name: str, **which: object) -> Both:
         """Rel: accuracy as a share of the full model's."""
-        return self.statistic(lambda a, full: a / full, [name, FULL], **which)
+        return self.statistic(_ratio, [name, FULL], **which)
 
     def retention(self, name: str, **which: object) -> Both:
-        """NR: what is left of the full model's gain over the blind one."""
-        return self.statistic(lambda a, full, blind: (a - blind) / (full - blind), [name, FULL, BLIND], **which)
+        """NR: what is left of the full model's gain over the blind one; 0 where it gains nothing, as when untrained."""
+        return self.statistic(lambda a, full, blind: _ratio(a - blind, full - blind), [name, FULL, BLIND], **which)
 
     def contrast(self, terms: Mapping[str, float], scale: float = 100.0, **which: object) -> Both:
         """A sum of accuracies with coefficients, for differences of differences: {"a_b8": 1, "f_b8": -1, ...}."""
@@ -151,16 +156,16 @@ class Cells:
         pooled = [np.mean([one[seed] for seed in self.seeds], axis=0) for one in per_name]
         return share(pooled, len(self.seeds)), {seed: share([one[seed] for one in per_name], 1) for seed in self.seeds}
 
-    def gate(self) -> dict[str, Both]:
-        """The numbers of gate G0 (H6), in points: metric name -> interval.
+    def gate(self, least: int) -> dict[str, Both]:
+        """The numbers of gate G0 (H6), in points: metric name -> interval. least: the smallest budget of all.
 
         A claims file asks full_accuracy.min_value >= 80, full_minus_blind.min_value >= 25 and
-        full_minus_random_b8.min_value >= 10.
+        full_minus_random_least.min_value >= 10.
         """
         return {
             "full_accuracy": self.mean(FULL),
             "full_minus_blind": self.difference(FULL, BLIND),
-            "full_minus_random_b8": self.difference(FULL, cell_name("random", 8)),
+            "full_minus_random_least": self.difference(FULL, cell_name("random", least)),
         }
 
     def frame(self, names: Mapping[str, tuple[str, int | None]]) -> pd.DataFrame:
@@ -269,3 +274,8 @@ class Cells:
         columns = np.stack([value[which] for value in values], axis=1)
         draws = counts @ columns / len(columns)
         return columns.mean(axis=0).tolist(), list(draws.T)
+
+
+def _ratio(part: NDArray, whole: NDArray) -> NDArray:
+    """part / whole, and 0 where whole is 0."""
+    return np.divide(part, whole, out=np.zeros_like(whole), where=whole != 0)

@@ -117,7 +117,7 @@ def open_substrate(
     """
     count, name = questions or parameters["questions"], parameters["model"]
     if name not in (LOCAL, TINY) and model is None:
-        return _from_hub(name, parameters["data"], count, torch.device(device))
+        return _from_hub(name, parameters["data"], count, torch.device(device), last=stream == DEV)
     if name == LOCAL and model is None:
         path = root / "models" / LOCAL / f"seed{seed}"
         if not (path / "config.json").is_file():
@@ -172,8 +172,11 @@ def split_prompt(ids: Sequence[int], image_token: int) -> tuple[tuple[int, ...],
     return tuple(ids[:first]), tuple(ids[last + 1 :])
 
 
-def _from_hub(model_id: str, data_id: str, count: int, device: torch.device) -> Substrate:
-    """A LLaVA checkpoint, and a data set with columns image, question and answer (or answers)."""
+def _from_hub(model_id: str, data_id: str, count: int, device: torch.device, last: bool) -> Substrate:
+    """A LLaVA checkpoint, and a data set with columns image, question and answer (or answers).
+
+    last: take the last rows of the data set, not the first.
+    """
     try:
         from datasets import load_dataset
     except ImportError:
@@ -188,7 +191,8 @@ def _from_hub(model_id: str, data_id: str, count: int, device: torch.device) -> 
     except (OSError, ValueError) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TokenariumError(f"cannot load {model_id} or {data_id} from the hub: {reason}") from None
-    rows = rows.select(range(min(count, len(rows))))
+    count = min(count, len(rows))
+    rows = rows.select(range(len(rows) - count, len(rows)) if last else range(count))
     tokenizer, image_token = processor.tokenizer, model.config.image_token_id
     num_patches = Shape.of(model).num_patches
     cue = len(tokenizer(CUE.strip(), add_special_tokens=False)["input_ids"])
