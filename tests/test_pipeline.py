@@ -39,7 +39,7 @@ PLUMBING = (
     "lib/tokenarium/study",
     "lib/tokenarium/words.py",
 )
-MEASURING = "lib/tokenarium/study/figures.py"
+MEASURING = ("lib/tokenarium/study/figures.py", "lib/tokenarium/data/scenes.py")  # scenes are drawn, not fetched
 
 
 # What a notebook imports
@@ -71,7 +71,7 @@ def holds_code(path):
 
 
 def is_plumbing(path):
-    return path != MEASURING and any(covers(each, path) for each in PLUMBING)
+    return path not in MEASURING and any(covers(each, path) for each in PLUMBING)
 
 
 def notebook_code(path):
