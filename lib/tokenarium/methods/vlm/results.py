@@ -209,7 +209,7 @@ class Cells:
     def _draws(self, seed: int, name: str) -> list[str]:
         if (seed, name) in self._parts:
             return [name]
-        method, separator, budget = name.partition("_b")
+        method, separator, budget = name.rpartition("_b")
         pattern = re.compile(rf"{re.escape(method)}-\d+{re.escape(separator + budget)}")
         return sorted(part for at, part in self._parts if at == seed and pattern.fullmatch(part))
 

@@ -122,7 +122,8 @@ def open_substrate(
         path = root / "models" / LOCAL / f"seed{seed}"
         if not (path / "config.json").is_file():
             raise TokenariumError(f"{path} is missing: run `dvc repro model@{LOCAL}-seed{seed}`")
-        model, processor = LlavaForConditionalGeneration.from_pretrained(path), LlavaProcessor.from_pretrained(path)
+        model = LlavaForConditionalGeneration.from_pretrained(path, dtype=torch.float32)
+        processor = LlavaProcessor.from_pretrained(path)
     else:
         model, processor = model or tiny_model(seed), tiny_processor()
     if pages:
