@@ -39,7 +39,7 @@ lint: $(READY)  ## ruff, format and lint, on code and notebooks
 lab: $(READY)  ## open JupyterLab at the notebooks
 	@JUPYTER_DEFAULT_PROVISIONER_NAME=tokenarium-warm jupyter lab --ip=127.0.0.1 notebooks
 
-bench: $(READY)  ## time matching, OMP, caches, taps, GPU leases, parallel repro, warm kernels and BPE, as ratios in one run each
+bench: $(READY)  ## time matching, OMP, caches, taps, GPU leases, parallel repro, warm kernels, BPE, visual tokens
 	@python -m benchmarks.matching
 	@python -m benchmarks.omp
 	@python -m benchmarks.kv_cache
@@ -48,6 +48,7 @@ bench: $(READY)  ## time matching, OMP, caches, taps, GPU leases, parallel repro
 	@python -m benchmarks.parallel_repro
 	@python -m benchmarks.warm_kernels
 	@python -m benchmarks.bpe
+	@python -m benchmarks.visual_tokens
 
 check: $(READY)  ## say whether the committed results belong to this code, without running anything
 	@tokenarium check

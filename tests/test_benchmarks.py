@@ -32,6 +32,23 @@ def bpe_benchmark(monkeypatch):
     return importlib.import_module("benchmarks.bpe")
 
 
+@pytest.fixture
+def visual_tokens(monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parents[1])
+    return importlib.import_module("benchmarks.visual_tokens")
+
+
+def test_selections_of_visual_tokens_and_their_loops_choose_the_same(visual_tokens, capsys):
+    sizes = visual_tokens.Sizes(images=2, width=8, heads=3, tower_dim=12, dim=128, inner=16, keep=20)
+    visual_tokens.main(sizes)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:4]] == ["HiPrune", "FastV", "VisionZip"]
+    wrong = visual_tokens.CONTESTS[0]._replace(loops=visual_tokens.CONTESTS[0].quick)
+    other = wrong._replace(quick=lambda one, sizes: ~wrong.loops(one, sizes))
+    with pytest.raises(ValueError, match="disagree"):
+        visual_tokens.timed(other, sizes, lambda: None)
+
+
 @pytest.mark.parametrize("shape", [(1, 12, 2), (2, 21, 4), (3, 22, 5), (2, 65, 16)])
 def test_loops_and_batched_functions_give_the_same_result(matching, shape):
     x = matching.example(*shape)
