@@ -5,26 +5,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pursuit_reference import draw, slow_omp
 
 from tokenarium.methods.tokenizers import omp_screened as screened
 from tokenarium.methods.tokenizers import omp_transplant as plain
-
-
-def draw(*shape, seed=0, dtype=torch.float64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-def slow_omp(target, points, k):
-    """One target in float64: the best point by inner product, then least squares over all points taken so far."""
-    target, points = np.asarray(target, dtype=np.float64), np.asarray(points, dtype=np.float64)
-    residual, taken = target, []
-    for _ in range(k):
-        scores = np.abs(points @ residual)
-        scores[taken] = -1
-        taken.append(int(scores.argmax()))
-        coefficients = np.linalg.lstsq(points[taken].T, target, rcond=None)[0]
-        residual = target - points[taken].T @ coefficients
-    return taken, coefficients
 
 
 @settings(max_examples=40, deadline=None)
